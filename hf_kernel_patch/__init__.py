@@ -1,0 +1,56 @@
+"""Fused kernels for Hugging Face models, put in place of the originals and taken back exactly."""
+
+from hf_kernel_patch import settings
+from hf_kernel_patch.api import (
+    apply_default_kernels,
+    apply_kernel,
+    count_calls,
+    get_available_kernels,
+    get_default_kernels,
+    patch_transformers,
+    patched,
+    status,
+    unpatch,
+)
+from hf_kernel_patch.errors import (
+    ForeignPatchError,
+    KernelPatchError,
+    KernelPatchWarning,
+    KernelUnavailableError,
+)
+from hf_kernel_patch.forms import Form, register_form
+from hf_kernel_patch.models import Architecture, register_model
+from hf_kernel_patch.registry import BaseKernel, register_kernel
+from hf_kernel_patch.report import PatchReport, Row
+from hf_kernel_patch.settings import load_kernel_config
+from hf_kernel_patch.version import __version__
+
+__all__ = [
+    "Architecture",
+    "BaseKernel",
+    "ForeignPatchError",
+    "Form",
+    "KernelPatchError",
+    "KernelPatchWarning",
+    "KernelUnavailableError",
+    "PatchReport",
+    "Row",
+    "__version__",
+    "apply_default_kernels",
+    "apply_kernel",
+    "count_calls",
+    "get_available_kernels",
+    "get_default_kernels",
+    "load_kernel_config",
+    "patch_transformers",
+    "patched",
+    "register_form",
+    "register_kernel",
+    "register_model",
+    "status",
+    "unpatch",
+]
+
+count_calls(settings.flag("COUNT"))
+if settings.requested_by_environment():
+    patch_transformers()

@@ -1,0 +1,295 @@
+"""The global scope: one request in force, over every class and function that its tables name."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Collection, Container, Iterable
+from types import MethodType
+from typing import Any
+
+from hf_kernel_patch import models
+from hf_kernel_patch.errors import ForeignPatchError, KernelPatchError, KernelPatchWarning
+from hf_kernel_patch.forms import Site, build, forms
+from hf_kernel_patch.forms.fingerprint import innermost
+from hf_kernel_patch.ledger import Attribute, Entry, Ledger
+from hf_kernel_patch.models import Architecture, Target
+from hf_kernel_patch.registry import Kernel
+from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.settings import Settings
+
+logger = logging.getLogger("hf_kernel_patch")
+ledger = Ledger()
+#: Every activation in force, oldest first; import hooks consult it.
+active: list[Activation] = []
+# Replacements are made once for a place and a kernel, so that patching again costs neither time
+# nor a recompilation under torch.compile.
+_made: dict[tuple[Any, ...], Any] = {}
+_hooked: set[str] = set()
+
+
+class Activation:
+    """What one call of ``patch_transformers`` or one ``patched`` block put in force."""
+
+    def __init__(self, settings: Settings, kernels: dict[str, Kernel], explicit: bool):
+        self.settings = settings
+        self.kernels = kernels
+        self.explicit = explicit
+        self.rows: list[Row] = []
+        self._entries: list[tuple[Entry, Site]] = []
+        self._waiting: dict[str, list[tuple[Target, Row]]] = {}
+        self._complaints: list[str] = []
+
+    def apply(self) -> None:
+        """Patch what is imported and wait for the rest; on any failure nothing is left behind."""
+        with ledger.lock:
+            try:
+                for architecture in models.select(self.settings.models):
+                    self._consider(architecture)
+                self._cover([name for name in self._waiting if _is_imported(name)])
+                self._check_kernels()
+                self._speak()
+                active.append(self)
+                for module in list(self._waiting):
+                    _hook(module)
+            except BaseException:
+                self.undo()
+                raise
+
+    def undo(self) -> list[str]:
+        """Take everything back; the labels of places that a foreign patch keeps from it."""
+        with ledger.lock:
+            if self in active:
+                active.remove(self)
+            self._waiting.clear()
+            return self._take_back(0)
+
+    def imported(self, module: str) -> None:
+        """Patch a modelling module that has just been imported."""
+        with ledger.lock:
+            before = len(self._entries)
+            try:
+                self._cover([module])
+                self._speak()
+            except BaseException:
+                self._take_back(before)
+                raise
+
+    def _take_back(self, since: int) -> list[str]:
+        """Undo all entries but the first ``since``, newest first."""
+        blocked = []
+        for entry, site in reversed(self._entries[since:]):
+            site.active -= 1
+            if label := ledger.pop(entry):
+                blocked.append(label)
+        del self._entries[since:]
+        return blocked
+
+    def _consider(self, architecture: Architecture) -> None:
+        """A row for every target of the table that a chosen kernel serves."""
+        for target in architecture.targets:
+            kernel = self.kernels.get(forms()[target.form].op)
+            if kernel is not None and exists_here(target):
+                row = Row(architecture.name, target.site, kernel.op, kernel.kernel_id, PENDING)
+                self.rows.append(row)
+                self._waiting.setdefault(target.module, []).append((target, row))
+
+    def _cover(self, modules: list[str]) -> None:
+        """Patch the waiting targets of modules that are imported."""
+        functions: dict[int, tuple[Any, Site]] = {}
+        classes: dict[type, tuple[Any, Row]] = {}
+        for target, row in [pair for name in modules for pair in self._waiting.pop(name, [])]:
+            found = locate(target)
+            made = self._replacement(target, row, found)
+            if isinstance(found, str) or isinstance(made, str):
+                row.outcome, row.reason = SKIPPED, made
+                self._complaints.append(f"{row.site} is not patched by {row.kernel}: {made}")
+                continue
+            owner, name, value = found
+            row.outcome, row.calls = PATCHED, made.__hf_kernel_patch__.calls
+            if isinstance(owner, type):
+                self._push(Attribute(owner, name), made)
+                classes[owner] = made, row
+            else:
+                functions[id(value)] = value, made
+        if functions:
+            for module, name, held in _globals_holding(functions):
+                self._push(Attribute(module, name), functions[id(held)][1])
+        if classes:
+            self._reach_instances(classes)
+
+    def _replacement(self, target: Target, row: Row, found: tuple[Any, str, Any] | str) -> Any:
+        """The function to put in a target's place, or the reason why there is none."""
+        if isinstance(found, str):
+            return found
+        owner, _, value = found
+        kernel, original = self.kernels[row.op], original_of(value)
+        adapter = forms()[target.form].adapter_for(
+            original, owner if isinstance(owner, type) else None
+        )
+        if isinstance(adapter, str):
+            return adapter
+        key = (target, kernel, self.explicit, id(original))
+        made = _made.get(key)
+        if made is None or made.__hf_kernel_patch__.original is not original:
+            made = build(adapter, Site(target.site, kernel, original, self.explicit))
+            _made[key] = made
+        return made
+
+    def _push(self, slot: Attribute, value: Any) -> None:
+        site = getattr(value, "__func__", value).__hf_kernel_patch__
+        self._entries.append((ledger.push(slot, value), site))
+        site.active += 1
+
+    def _reach_instances(self, classes: dict[type, tuple[Any, Row]]) -> None:
+        """Instances that own a forward bypass their class: reach inside, or report them."""
+        unreached: dict[str, tuple[Row, list[Any]]] = {}
+        for module, name, value in shadows([made for made, _ in classes.values()], classes):
+            made, row = classes[next(cls for cls in type(module).__mro__ if cls in classes)]
+            if is_plain_bound(value, module, made.__hf_kernel_patch__.original):
+                self._push(Attribute(module, name), MethodType(made, module))
+            elif name == "_old_forward" or "_old_forward" not in vars(module):
+                unreached.setdefault(row.site, (row, []))[1].append(value)
+        for row, values in unreached.values():
+            row.outcome = SHADOWED
+            row.reason = (
+                f"{len(values)} instances own a forward ({describe(values[0])}) and are not "
+                "reached; patch before it is set"
+            )
+            self._complaints.append(f"{row.site}: {row.reason}")
+
+    def _check_kernels(self) -> None:
+        """Every kernel that was asked for by name has to have found some site."""
+        served = {row.op for row in self.rows}
+        for op, kernel in self.kernels.items():
+            if self.explicit and op not in served:
+                chosen = self.settings.models
+                named = "any architecture" if isinstance(chosen, str) else ", ".join(chosen)
+                reason = f"{kernel.kernel_id} found no site in {named}"
+                if "apply" in vars(kernel):
+                    reason += "; it patches one model at a time: use apply_kernel"
+                self.rows.append(Row(named, "", op, kernel.kernel_id, SKIPPED, reason))
+                self._complaints.append(reason)
+
+    def _speak(self) -> None:
+        """Raise the first complaint when strict, else warn of all at once."""
+        complaints, self._complaints = self._complaints, []
+        if complaints and self.settings.strict:
+            raise KernelPatchError(complaints[0])
+        if complaints:
+            warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
+
+
+def exists_here(target: Target) -> bool:
+    """Whether the installed transformers is one that has the target."""
+    if not target.transformers:
+        return True
+    from importlib.metadata import version
+
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(target.transformers).contains(version("transformers"), prereleases=True)
+
+
+def locate(target: Target) -> tuple[Any, str, Any] | str:
+    """(owner, attribute, value) of an imported target, or the reason why it is not there."""
+    owner: Any = sys.modules[target.module]
+    *path, name = target.qualname.split(".")
+    for part in path:
+        if not hasattr(owner, part):
+            return f"{target.module} has no {part}"
+        owner = getattr(owner, part)
+    if not hasattr(owner, name):
+        return f"{target.module} has no {target.qualname}"
+    return owner, name, getattr(owner, name)
+
+
+def original_of(value: Any) -> Any:
+    """What was there before a replacement, or a rebound copy, of ours."""
+    if (site := getattr(value, "__hf_kernel_patch__", None)) is not None:
+        return original_of(site.original)
+    if (copied := getattr(value, "__hf_kernel_patch_copy_of__", None)) is not None:
+        return original_of(copied)
+    return value
+
+
+def _globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
+    """(module, name, value) of every global of an imported module whose id is wanted."""
+    return [
+        (module, name, value)
+        for module in list(sys.modules.values())
+        if isinstance(names := getattr(module, "__dict__", None), dict)
+        for name, value in list(names.items())
+        if id(value) in wanted
+    ]
+
+
+def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[Any, str, Any]]:
+    """(instance, name, value) of every forward that an instance owns itself.
+
+    Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The
+    names are "forward" and "_old_forward", where accelerate's hooks keep what they wrap.
+    """
+    kinds: set[type] = set()
+    todo = list(classes)
+    while todo:
+        kind = todo.pop()
+        if kind not in kinds and getattr(kind, "forward", None) in forwards:
+            kinds.add(kind)
+            todo += kind.__subclasses__()
+    return [
+        (instance, name, vars(instance)[name])
+        for instance in (gc.get_referrers(*kinds) if kinds else ())
+        if type(instance) in kinds
+        for name in ("forward", "_old_forward")
+        if name in vars(instance)
+    ]
+
+
+def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:
+    """Whether the value is the class's own forward, only bound to the instance."""
+    return (
+        isinstance(value, MethodType)
+        and value.__self__ is instance
+        and original_of(value.__func__) is original
+    )
+
+
+def describe(value: Any) -> str:
+    """Where a function comes from, for a message."""
+    function = innermost(getattr(value, "__func__", getattr(value, "func", value)))
+    module = getattr(function, "__globals__", {}).get("__name__") or type(value).__module__
+    return f"{getattr(function, '__qualname__', type(value).__name__)} of {module}"
+
+
+def _is_imported(module: str) -> bool:
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return module in sys.modules and not getattr(spec, "_initializing", False)
+
+
+def _hook(module: str) -> None:
+    """Have wrapt tell us when the module is imported."""
+    if module in _hooked:
+        return
+    import wrapt
+
+    _hooked.add(module)
+    wrapt.register_post_import_hook(_imported, module)
+
+
+def _imported(module: Any) -> None:
+    _hooked.discard(module.__name__)
+    with ledger.lock:
+        for activation in list(active):
+            activation.imported(module.__name__)
+
+
+def raise_if_blocked(blocked: list[str]) -> None:
+    """One error that names every place where somebody else's patch stayed."""
+    if blocked:
+        raise ForeignPatchError(
+            "everything else is restored, but somebody patched over these: "
+            + "; ".join(dict.fromkeys(blocked))
+        )

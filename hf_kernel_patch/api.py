@@ -1,0 +1,263 @@
+"""The public functions: patch and unpatch, globally or one model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hf_kernel_patch import activation, instances, registry, settings
+from hf_kernel_patch.activation import Activation, ledger, raise_if_blocked
+from hf_kernel_patch.errors import unknown
+from hf_kernel_patch.forms import site as calls
+from hf_kernel_patch.report import PatchReport
+from hf_kernel_patch.settings import UNSET, Settings
+
+logger = logging.getLogger("hf_kernel_patch")
+F = TypeVar("F", bound=Callable[..., Any])
+_standing: Activation | None = None
+
+
+def patch_transformers(
+    include: Any = UNSET,
+    *,
+    exclude: Any = UNSET,
+    models: Any = UNSET,
+    backend: Any = UNSET,
+    strict: Any = UNSET,
+    config: Any = None,
+) -> PatchReport:
+    """Replace code of transformers by fused kernels, for all models, until ``unpatch``.
+
+    Works before or after transformers is imported and before or after models are built. An
+    argument left out falls to the environment, then to ``config``, then to the default. A second
+    equal call does nothing; a different one takes the place of the first.
+
+    Args:
+        include: "auto" or True, the default kernels of this device; None or False, nothing;
+            otherwise kernel ids and op names, as a comma-separated string or an iterable.
+        exclude: kernel ids and op names to leave out.
+        models: "all", or names of architectures such as "llama".
+        backend: "auto", or "torch", "triton" or "npu" to take kernels of that backend alone.
+        strict: raise where a target does not match or a kernel finds no site, instead of warning.
+        config: what ``load_kernel_config`` gave, or a path or mapping for it.
+
+    Returns:
+        The report: every target considered, patched or skipped with the reason. It is alive:
+        targets of modules that are imported later turn from pending to patched.
+
+    Raises:
+        ValueError: an unknown kernel, op, model or backend, with the near matches.
+        KernelUnavailableError: a kernel or backend asked for by name cannot run here.
+        KernelPatchError: with ``strict``, a target does not match or a kernel found no site.
+    """
+    global _standing
+    wanted = settings.resolve(
+        config, include=include, exclude=exclude, models=models, backend=backend, strict=strict
+    )
+    with ledger.lock:
+        made = _activation(wanted)
+        old = _standing
+        if old is None or not _same(old, made):
+            made.apply()
+            _standing = made
+            if old is not None:
+                raise_if_blocked(old.undo())
+            _log(_report(made))
+        return _report(_standing or made)
+
+
+def unpatch(model: Any = None) -> None:
+    """Put every original back, by identity: of one model, or everything everywhere.
+
+    ``unpatch(model)`` gives back what ``apply_kernel`` and ``apply_default_kernels`` did to that
+    model. Doing it twice is fine.
+
+    Raises:
+        ForeignPatchError: somebody else has patched over a place of ours; everything else is
+            restored, and ours no longer takes effect.
+        TypeError: ``model`` is not a transformers model.
+    """
+    global _standing
+    if model is not None:
+        instances.require_model(model)
+        raise_if_blocked(instances.release(model))
+        return
+    with ledger.lock:
+        blocked = instances.release()
+        for one in reversed(activation.active[:]):
+            blocked += one.undo()
+        _standing = None
+    raise_if_blocked(blocked)
+
+
+class patched:
+    """``patch_transformers`` for the length of a ``with`` block or of a decorated function.
+
+    Takes the same arguments; ``as`` gives the report. Blocks nest: an inner one adds to the outer
+    ones, and where both replace the same place the inner one is in force. The patch is seen by
+    all threads. A decorated coroutine function is patched while it runs.
+    """
+
+    def __init__(
+        self,
+        include: Any = UNSET,
+        *,
+        exclude: Any = UNSET,
+        models: Any = UNSET,
+        backend: Any = UNSET,
+        strict: Any = UNSET,
+        config: Any = None,
+    ):
+        self._wanted = settings.resolve(
+            config, include=include, exclude=exclude, models=models, backend=backend, strict=strict
+        )
+        _select(self._wanted)
+        self._entered: list[Activation] = []
+
+    def __enter__(self) -> PatchReport:
+        made = _activation(self._wanted)
+        made.apply()
+        self._entered.append(made)
+        return _report(made)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        blocked = self._entered.pop().undo()
+        if error is None:
+            raise_if_blocked(blocked)
+        elif blocked:
+            error.add_note(f"hf_kernel_patch could not restore: {'; '.join(blocked)}")
+
+    def __call__(self, function: F) -> F:
+        import wrapt
+
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{function.__qualname__} is a generator, which would run outside of the patch; "
+                "use `with patched(...)` inside it"
+            )
+
+        async def run(wrapped: Any, args: Any, kwargs: Any) -> Any:
+            with self:
+                return await wrapped(*args, **kwargs)
+
+        @wrapt.decorator
+        def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+            if inspect.iscoroutinefunction(wrapped):
+                return run(wrapped, args, kwargs)
+            with self:
+                return wrapped(*args, **kwargs)
+
+        decorated: Any = wrapper(function)
+        return decorated
+
+
+def apply_kernel(kernel_id: str, *, model: Any) -> Any:
+    """Apply one kernel to one loaded model and return it; no other model changes.
+
+    A kernel that finds no site in the model warns and returns it as it is.
+
+    Raises:
+        ValueError: the id is unknown; the message has the near matches.
+        KernelUnavailableError: the kernel cannot run here; the message says why.
+        TypeError: ``model`` is not, and does not wrap, a PreTrainedModel.
+    """
+    if not isinstance(kernel_id, str):
+        raise TypeError(f"kernel_id must be a string, not {kernel_id!r}")
+    if kernel_id not in registry.kernels():
+        raise unknown("kernel id", kernel_id, registry.kernels())
+    return _apply(model, registry.select((kernel_id,)), explicit=True)
+
+
+def apply_default_kernels(model: Any, include_kernels: Any = UNSET, *, config: Any = None) -> Any:
+    """Apply kernels to one loaded model and return it; no other model changes.
+
+    Args:
+        model: a PreTrainedModel, or a module that wraps one.
+        include_kernels: "auto" (the default) or True, this device's default kernels; None or
+            False, nothing; otherwise ids, as a comma-separated string or an iterable.
+        config: what ``load_kernel_config`` gave, or a path or mapping for it.
+
+    Raises as ``apply_kernel``.
+    """
+    if include_kernels is UNSET and config is None:
+        include_kernels = "auto"
+    wanted = settings.resolve(config, include=include_kernels)
+    return _apply(model, _select(wanted), explicit=isinstance(wanted.include, tuple))
+
+
+def get_default_kernels() -> list[str]:
+    """Ids of the kernels that "auto" takes on this device."""
+    return [kernel.kernel_id for kernel in registry.defaults().values()]
+
+
+def get_available_kernels() -> list[str]:
+    """Ids of all kernels that can run here, defaults or not."""
+    return registry.available()
+
+
+def status() -> PatchReport:
+    """What is patched now, where, by which kernel, and what was skipped and why."""
+    with ledger.lock:
+        rows = [row for one in activation.active for row in one.rows]
+        rows += [row for one in instances.applications for row in one.rows.values()]
+    return PatchReport(rows, "" if rows else _why_nothing())
+
+
+def count_calls(enabled: bool = True) -> None:
+    """Switch on (or off) the counting of calls, served and handed back, in reports and status.
+
+    Off by default: it costs a dictionary update a call. HF_KERNEL_PATCH_COUNT=1 switches it on.
+    """
+    calls.counting = enabled
+
+
+def _apply(model: Any, kernels: dict[str, registry.Kernel], explicit: bool) -> Any:
+    instances.require_model(model)
+    if settings.disabled():
+        return model
+    own = {op: kernel for op, kernel in kernels.items() if _has_own_apply(kernel)}
+    shared = {op: kernel for op, kernel in kernels.items() if op not in own}
+    if shared:
+        instances.patch_model(model, shared, explicit)
+    for kernel in own.values():
+        with instances.recorded(model, kernel):
+            kernel.apply(model=model)
+    return model
+
+
+def _has_own_apply(kernel: registry.Kernel) -> bool:
+    return (
+        getattr(kernel.apply, "__func__", None) is not vars(registry.BaseKernel)["apply"].__func__
+    )
+
+
+def _activation(wanted: Settings) -> Activation:
+    return Activation(wanted, _select(wanted), explicit=isinstance(wanted.include, tuple))
+
+
+def _select(wanted: Settings) -> dict[str, registry.Kernel]:
+    from hf_kernel_patch import models
+
+    models.select(wanted.models)
+    return registry.select(wanted.include, wanted.exclude, wanted.backend)
+
+
+def _same(one: Activation, other: Activation) -> bool:
+    return one.settings == other.settings and one.kernels == other.kernels
+
+
+def _report(made: Activation) -> PatchReport:
+    return PatchReport(made.rows, "" if made.rows else _why_nothing())
+
+
+def _why_nothing() -> str:
+    if settings.disabled():
+        return "HF_KERNEL_PATCH_DISABLE is set"
+    return "no kernel is chosen" if registry.defaults() else "no default kernel for this device"
+
+
+def _log(report: PatchReport) -> None:
+    if settings.is_rank_zero():
+        logger.info("%s", report.summary())

@@ -1,0 +1,18 @@
+"""The forms: canonical pieces of Hugging Face code, and how each becomes an op's call."""
+
+from hf_kernel_patch.forms import causal_lm, experts, mlp, rms_norm, rope
+from hf_kernel_patch.forms.form import Form, build, forms, register_form
+from hf_kernel_patch.forms.site import Site
+
+__all__ = [
+    "Form",
+    "Site",
+    "build",
+    "causal_lm",
+    "experts",
+    "forms",
+    "mlp",
+    "register_form",
+    "rms_norm",
+    "rope",
+]

@@ -1,0 +1,105 @@
+"""What a form is, and the register of all forms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from typing import Any
+
+from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
+from hf_kernel_patch.forms.site import Site
+
+#: Builds the replacement for one site; its parameters are the original's.
+Adapter = Callable[[Site], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One canonical piece of source that an op can replace.
+
+    Attributes:
+        name: as the tables write it, such as "rms_norm.llama".
+        op: the op whose kernels serve it.
+        variants: source of the function -> adapter. An adapter is called with a Site and returns
+            the replacement, a function of the very same parameters.
+        helpers: source of what the function calls by name ("rotate_half", or "self._norm" for a
+            method), which has to match as well.
+    """
+
+    name: str
+    op: str
+    variants: Mapping[str, Adapter]
+    helpers: Mapping[str, str] = field(default_factory=dict)
+
+    def adapter_for(self, value: Any, owner: Any = None) -> Adapter | str:
+        """The adapter for the code that ``value`` runs, or the reason why there is none.
+
+        ``owner`` is the class of a method.
+        """
+        function = innermost(value)
+        found = fingerprint(function) if inspect.isfunction(function) else None
+        where = _module_of(function)
+        if not (where == _home(owner) or owner is None):
+            return f"patched by {where}: its code is not the original's"
+        if found is None:
+            return f"the source of {where} cannot be read"
+        adapter = next(
+            (a for source, a in self.variants.items() if canonical(source) == found), None
+        )
+        if adapter is None:
+            return f"{where} has other code than the form {self.name}"
+        for name, source in self.helpers.items():
+            method = name.removeprefix("self.")
+            helper = getattr(owner, method, None) if method != name else None
+            helper = helper or function.__globals__.get(name)
+            helper = innermost(helper)
+            if not inspect.isfunction(helper) or fingerprint(helper) != canonical(source):
+                return f"{name} in {where} is another function than the form {self.name} calls"
+        return adapter
+
+
+def _module_of(function: Any) -> str:
+    return getattr(function, "__globals__", {}).get("__name__") or type(function).__module__
+
+
+def _home(owner: Any) -> str | None:
+    return None if owner is None else owner.__module__
+
+
+_forms: dict[str, Form] = {}
+
+
+def register_form(form: Form) -> Form:
+    """Make a form known to the tables by its name."""
+    _forms[form.name] = form
+    return form
+
+
+def forms() -> dict[str, Form]:
+    """Every registered form by name."""
+    return _forms
+
+
+def build(adapter: Adapter, site: Site) -> Callable[..., Any]:
+    """The replacement for a site: what the adapter made, with the original's name and signature.
+
+    Raises TypeError where its parameters are neither the original's nor ``*args, **kwargs``.
+    """
+    replacement = adapter(site)
+    wanted, given = _parameters(innermost(site.original)), _parameters(replacement)
+    if given != wanted and [kind for _, kind, _ in given[-2:]] != _ANYTHING:
+        raise TypeError(f"{adapter.__qualname__} takes {given}, but the original takes {wanted}")
+    keep = ("__dict__",) if inspect.isfunction(site.original) else ()
+    update_wrapper(replacement, site.original, updated=keep)
+    replacement.__hf_kernel_patch__ = site  # type: ignore[attr-defined]
+    return replacement
+
+
+_ANYTHING = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(function).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]

@@ -1,0 +1,46 @@
+"""One replaced place at call time: who serves it, what was there, and what its calls met."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hf_kernel_patch.registry import Kernel
+
+SERVED = "served"
+#: Whether calls are counted; set by ``hf_kernel_patch.count_calls``.
+counting = False
+
+
+class Site:
+    """What a replacement knows: the op to run, the original to hand calls back to, and a counter.
+
+    ``active`` counts the patches that hold the replacement in force. At zero it delegates to the
+    original, since somebody may have captured it while it was.
+    """
+
+    __slots__ = ("_guard", "active", "calls", "explicit", "kernel", "name", "op", "original")
+
+    def __init__(self, name: str, kernel: Kernel, original: Any, explicit: bool):
+        self.name = name
+        self.kernel = kernel
+        self.op = kernel.load()
+        self.original = original
+        self.explicit = explicit
+        self.active = 0
+        self.calls: Counter[str] = Counter()
+        from hf_kernel_patch.ops.guard import why_not
+
+        self._guard = why_not
+
+    def declines(self, *arguments: Any, unless: str | None = None) -> bool:
+        """Whether this call goes to the original; ``arguments`` are the op's.
+
+        ``unless`` is a reason that the form has found already.
+        """
+        if not self.active:
+            return True
+        reason = unless or self._guard(self.kernel, arguments) or self.kernel.refuse(*arguments)
+        if counting:
+            self.calls[reason or SERVED] += 1
+        return reason is not None

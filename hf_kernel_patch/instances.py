@@ -1,0 +1,280 @@
+"""The scope of one model: its modules take subclasses, every other model stays what it was."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from hf_kernel_patch import models
+from hf_kernel_patch.activation import (
+    describe,
+    exists_here,
+    is_plain_bound,
+    ledger,
+    locate,
+    original_of,
+)
+from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.forms import Site, build, forms
+from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Entry, Item, Slot
+from hf_kernel_patch.models import Target
+from hf_kernel_patch.registry import BaseKernel, Kernel
+from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.subclass import rebound, refers_to, subclass
+
+logger = logging.getLogger("hf_kernel_patch")
+#: Every application in force on some model, oldest first.
+applications: list[Application] = []
+_OWN_FORWARDS = ("forward", "_old_forward")
+
+
+class Application:
+    """Some kernels on the modules of one model.
+
+    Subclasses and sites are made for each application, so that one model can be given back while
+    another stays patched. The modules are held weakly.
+    """
+
+    def __init__(self, kernels: dict[str, Kernel], explicit: bool):
+        self.kernels = kernels
+        self.explicit = explicit
+        self.rows: dict[Target, Row] = {}
+        self.entries: list[tuple[weakref.ref[Any], Entry]] = []
+        self._sites: list[Site] = []
+        self._made: dict[tuple[Target, int], Any] = {}
+        self._classes: dict[tuple[type, Any], type] = {}
+
+    def apply(self, model: Any) -> None:
+        """Patch every module whose class, or the function it calls, a table names."""
+        located = [
+            (architecture.name, target, locate(target))
+            for architecture in models.architectures().values()
+            if architecture.module in sys.modules
+            for target in architecture.targets
+            if forms()[target.form].op in self.kernels and exists_here(target)
+        ]
+        for module in list(model.modules()):
+            for architecture, target, found in located:
+                if isinstance(found, str):
+                    continue
+                owner, name, value = found
+                if isinstance(owner, type):
+                    forward = getattr(type(module), name, None)
+                    # A subclass with a forward of its own is not the table's code.
+                    if not isinstance(module, owner) or original_of(forward) is not original_of(
+                        value
+                    ):
+                        continue
+                    make = self._method(target, forward, owner)
+                elif refers_to(module, name, value):
+                    make = self._rebound(target, name, value, type(module).forward)
+                else:
+                    continue
+                self._take(architecture, target, module, make)
+
+    def release(self, modules: Iterable[Any] | None = None) -> list[str]:
+        """Give modules (all of them by default) back; labels of those a foreign patch holds."""
+        chosen = None if modules is None else {id(module) for module in modules}
+        kept, blocked = [], []
+        for reference, entry in reversed(self.entries):
+            owner = reference()
+            if owner is not None and chosen is not None and id(owner) not in chosen:
+                kept.append((reference, entry))
+            elif label := ledger.pop(entry):
+                blocked.append(label)
+        self.entries = kept[::-1]
+        if not self.alive():
+            for site in self._sites:
+                site.active = 0
+            if self in applications:
+                applications.remove(self)
+        return blocked
+
+    def alive(self) -> bool:
+        """Whether any patched module still lives."""
+        return any(reference() is not None for reference, _ in self.entries)
+
+    def adopt(self, twin: Any, kind: type) -> None:
+        """Keep a copy of a patched module patched; ``twin`` comes in its original class."""
+        self._push(ClassOf(twin), twin, kind)
+        for place in _OWN_FORWARDS:
+            function: Any = getattr(vars(twin).get(place), "__func__", None)
+            if function in self._made.values():
+                setattr(twin, place, MethodType(original_of(function), twin))
+                self._push(Attribute(twin, place), twin, MethodType(function, twin))
+
+    def record(self, slot: Slot, owner: Any, before: Any) -> None:
+        """Enter a change that a kernel's own ``apply`` has made already."""
+        after = slot.read()
+        slot.write(before)
+        self._push(slot, owner, after)
+
+    def _push(self, slot: Slot, owner: Any, value: Any) -> None:
+        self.entries.append((weakref.ref(owner), ledger.push(slot, value)))
+
+    def _method(self, target: Target, value: Any, owner: type | None) -> Callable[[], Any]:
+        """Makes, once for all modules, the replacement of a value; or the reason for none."""
+
+        def make() -> Any:
+            key = (target, id(value))
+            if key not in self._made:
+                adapter = forms()[target.form].adapter_for(original_of(value), owner)
+                if isinstance(adapter, str):
+                    return adapter
+                kernel = self.kernels[forms()[target.form].op]
+                site = Site(target.site, kernel, value, self.explicit)
+                site.active, site.calls = 1, self.rows[target].calls
+                self._sites.append(site)
+                self._made[key] = build(adapter, site)
+            return self._made[key]
+
+        return make
+
+    def _rebound(self, target: Target, name: str, value: Any, forward: Any) -> Callable[[], Any]:
+        """Makes a copy of a forward that finds our function under the original's name."""
+
+        def make() -> Any:
+            made = self._method(target, value, None)()
+            key = (target, id(forward))
+            if not isinstance(made, str) and key not in self._made:
+                made = rebound(forward, name, made)
+                if not isinstance(made, str):
+                    self._made[key] = made
+            return made if isinstance(made, str) else self._made[key]
+
+        return make
+
+    def _take(
+        self, architecture: str, target: Target, module: Any, make: Callable[[], Any]
+    ) -> None:
+        """Put a replacement in force on one module and count it in the target's row."""
+        kernel = self.kernels[forms()[target.form].op]
+        row = self.rows.setdefault(
+            target,
+            Row(architecture, target.site, kernel.op, kernel.kernel_id, PATCHED, scope="model"),
+        )
+        if any((target, kernel) in patched.served for patched in _ours(module)):
+            return
+        made = make()
+        if isinstance(made, str):
+            row.outcome, row.reason = SKIPPED, made
+            return
+        before = original_of(type(module).forward)
+        base = type(module)
+        if (base, made) not in self._classes:
+            self._classes[base, made] = subclass(self, base, made, (target, kernel))
+        self._push(ClassOf(module), module, self._classes[base, made])
+        row.instances = (row.instances or 0) + 1
+        own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
+        reached = [name for name in own if is_plain_bound(own[name], module, before)]
+        for name in reached:
+            self._push(Attribute(module, name), module, MethodType(made, module))
+        if own and not reached:
+            row.outcome = SHADOWED
+            owned = describe(next(iter(own.values())))
+            row.reason = f"a module owns a forward ({owned}) and is not reached"
+
+
+def _ours(module: Any) -> list[Any]:
+    """Our subclasses in the module's class, the outermost first."""
+    return [
+        kind for kind in type(module).__mro__ if "__hf_kernel_patch_application__" in vars(kind)
+    ]
+
+
+def patch_model(model: Any, kernels: dict[str, Kernel], explicit: bool) -> Any:
+    """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
+    require_model(model)
+    with ledger.lock:
+        applications[:] = [application for application in applications if application.alive()]
+        application = Application(kernels, explicit)
+        try:
+            application.apply(model)
+        except BaseException:
+            application.release()
+            raise
+        if application.entries:
+            applications.append(application)
+    rows = list(application.rows.values())
+    found = {row.op for row in rows if row.outcome != SKIPPED}
+    complaints = [f"{row.site}: {row.reason}" for row in rows if row.reason]
+    if explicit:
+        complaints += [
+            f"{kernel.kernel_id} found no site in this {type(model).__name__}"
+            for op, kernel in kernels.items()
+            if op not in found
+        ]
+    if complaints:
+        warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
+    return model
+
+
+def require_model(model: Any) -> None:
+    """TypeError unless ``model`` is, or wraps, a PreTrainedModel."""
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    parts = getattr(model, "modules", None)
+    if base is None or not callable(parts) or isinstance(model, type):
+        inside = False
+    else:
+        inside = any(isinstance(part, base) for part in parts())
+    if not inside:
+        raise TypeError(
+            f"expected a transformers PreTrainedModel, or a module that wraps one, got "
+            f"{type(model).__qualname__}"
+        )
+
+
+@contextmanager
+def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
+    """Make what a kernel's own ``apply`` does to a model reversible, and undo it if it raises."""
+    require_model(model)
+    with ledger.lock:
+        before = [
+            (module, type(module), dict(vars(module)), dict(module._modules))
+            for module in model.modules()
+        ]
+        application = Application({kernel.op or kernel.kernel_id: kernel}, explicit=True)
+        try:
+            yield
+        except BaseException:
+            _record(application, before)
+            application.release()
+            raise
+        _record(application, before)
+        if application.entries:
+            applications.append(application)
+            site = Target("", f"{type(model).__name__} (by its own apply)", "")
+            application.rows[site] = Row(
+                type(model).__name__,
+                site.qualname,
+                kernel.op,
+                kernel.kernel_id,
+                PATCHED,
+                scope="model",
+                instances=len({id(ref()) for ref, _ in application.entries}),
+            )
+
+
+def _record(application: Application, before: list[tuple[Any, type, Any, Any]]) -> None:
+    for module, kind, attributes, children in before:
+        if type(module) is not kind:
+            application.record(ClassOf(module), module, kind)
+        for mapping, old, slot in (
+            (vars(module), attributes, lambda name, m=module: Attribute(m, name)),
+            (module._modules, children, lambda name, m=module: Item(m._modules, name)),
+        ):
+            for name in [n for n in {*mapping, *old} if mapping.get(n) is not old.get(n)]:
+                application.record(slot(name), module, old.get(name, MISSING))
+
+
+def release(model: Any = None) -> list[str]:
+    """Give one model back, or all; the labels of places that a foreign patch holds."""
+    modules = None if model is None else list(model.modules())
+    with ledger.lock:
+        return [label for app in reversed(applications[:]) for label in app.release(modules)]

@@ -1,0 +1,13 @@
+"""Gemma: the norm's weight is stored less one, the gate is gelu-tanh."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "gemma",
+    {
+        "GemmaRMSNorm.forward": "rms_norm.gemma",
+        "apply_rotary_pos_emb": "rope.full",
+        "GemmaMLP.forward": "swiglu.gate_up_down",
+        "GemmaForCausalLM.forward": "causal_lm.dense",
+    },
+)

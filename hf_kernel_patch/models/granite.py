@@ -1,0 +1,13 @@
+"""Granite."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "granite",
+    {
+        "GraniteRMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "GraniteMLP.forward": "swiglu.gate_up_down",
+        "GraniteForCausalLM.forward": "causal_lm.scaled",
+    },
+)

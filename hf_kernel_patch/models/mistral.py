@@ -1,0 +1,13 @@
+"""Mistral."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "mistral",
+    {
+        "MistralRMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "MistralMLP.forward": "swiglu.gate_up_down",
+        "MistralForCausalLM.forward": "causal_lm.dense",
+    },
+)

@@ -1,0 +1,13 @@
+"""OLMo 2."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "olmo2",
+    {
+        "Olmo2RMSNorm.forward": "rms_norm.olmo2",
+        "apply_rotary_pos_emb": "rope.cast",
+        "Olmo2MLP.forward": "swiglu.gate_up_down",
+        "Olmo2ForCausalLM.forward": "causal_lm.dense",
+    },
+)

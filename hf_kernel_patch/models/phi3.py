@@ -1,0 +1,13 @@
+"""Phi-3 and Phi-4: partial rotary, gate and up in one projection."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "phi3",
+    {
+        "Phi3RMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.partial",
+        "Phi3MLP.forward": "swiglu.halves",
+        "Phi3ForCausalLM.forward": "causal_lm.dense",
+    },
+)

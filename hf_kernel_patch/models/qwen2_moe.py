@@ -1,0 +1,15 @@
+"""Qwen2-MoE: experts and a shared expert."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "qwen2_moe",
+    {
+        "Qwen2MoeRMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "Qwen2MoeMLP.forward": "swiglu.gate_up_down",
+        "Qwen2MoeExperts.forward": ("moe.stacked", ">=5"),
+        "Qwen2MoeSparseMoeBlock.forward": ("moe.list_shared", "<5"),
+        "Qwen2MoeForCausalLM.forward": "causal_lm.moe",
+    },
+)

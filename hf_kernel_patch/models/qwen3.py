@@ -1,0 +1,13 @@
+"""Qwen3."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "qwen3",
+    {
+        "Qwen3RMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "Qwen3MLP.forward": "swiglu.gate_up_down",
+        "Qwen3ForCausalLM.forward": "causal_lm.dense",
+    },
+)

@@ -1,0 +1,15 @@
+"""Qwen3-MoE: stacked experts in transformers 5, a list of experts in 4."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "qwen3_moe",
+    {
+        "Qwen3MoeRMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "Qwen3MoeMLP.forward": "swiglu.gate_up_down",
+        "Qwen3MoeExperts.forward": ("moe.stacked", ">=5"),
+        "Qwen3MoeSparseMoeBlock.forward": ("moe.list", "<5"),
+        "Qwen3MoeForCausalLM.forward": "causal_lm.moe",
+    },
+)

@@ -1,0 +1,47 @@
+"""What a table is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: the code at ``module``.``qualname`` is expected to be the form ``form``.
+
+    ``transformers`` is the range of versions that have the target, such as "<5"; in others the
+    row does not exist.
+    """
+
+    module: str
+    qualname: str
+    form: str
+    transformers: str = ""
+
+    @property
+    def site(self) -> str:
+        return f"{self.module}.{self.qualname}"
+
+
+class Architecture:
+    """The patch table of one architecture.
+
+    Args:
+        name: the ``model_type`` of its config in transformers.
+        rows: qualified name -> form, or (form, range of transformers versions).
+        module: the modelling module; by default the one of transformers with that name.
+    """
+
+    def __init__(
+        self, name: str, rows: Mapping[str, str | tuple[str, str]], module: str | None = None
+    ):
+        self.name = name
+        self.module = module or f"transformers.models.{name}.modeling_{name}"
+        self.targets = tuple(
+            Target(self.module, qualname, *((row,) if isinstance(row, str) else row))
+            for qualname, row in rows.items()
+        )
+
+    def __repr__(self) -> str:
+        return f"Architecture({self.name!r}, {len(self.targets)} targets in {self.module})"

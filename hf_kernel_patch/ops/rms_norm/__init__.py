@@ -1,0 +1,24 @@
+"""``rms_norm(x, weight, eps, offset, cast_first)``: x over its root mean square, scaled.
+
+The kernels that serve it; each imports its backend when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_kernel_patch.registry import BaseKernel, register_kernel
+
+
+@register_kernel
+class TorchFusedRMSNorm(BaseKernel):
+    kernel_id = "torch_fused_rmsnorm"
+    op = "rms_norm"
+    default_on = ("cpu",)
+    function = "hf_kernel_patch.ops.rms_norm.torch:rms_norm"
+
+    @classmethod
+    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
+        from hf_kernel_patch.ops.dtypes import why_not_floating
+
+        return why_not_floating(x, weight)

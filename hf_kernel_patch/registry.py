@@ -1,0 +1,220 @@
+"""The kernels: what runs an op on a device, under a public id."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeVar
+
+from hf_kernel_patch import devices
+from hf_kernel_patch.errors import KernelUnavailableError, unknown
+
+
+class BaseKernel:
+    """One op on one device. A subclass with ``@register_kernel`` is all that a new kernel needs.
+
+    The class is a light descriptor: defining it imports no backend. ``function`` is the op itself,
+    or ``"package.module:name"``, imported at first use; it takes the op's arguments, as the ops'
+    ``reference.py`` files define them.
+    """
+
+    kernel_id: ClassVar[str] = ""
+    op: ClassVar[str] = ""
+    #: torch's device type, or "any".
+    device: ClassVar[str] = "any"
+    #: What it is written in: "torch", "triton", "npu" or a name of your own.
+    backend: ClassVar[str] = "torch"
+    #: Device types on which "auto" takes this kernel.
+    default_on: ClassVar[tuple[str, ...]] = ()
+    #: Packages that have to be importable.
+    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    #: Whether torch.compile may trace the function; otherwise it sees the original.
+    traceable: ClassVar[bool] = False
+    function: ClassVar[str | Callable[..., Any]] = ""
+    #: Forms of an op of your own (see docs/kernels.md); the ops here have theirs in ``forms/``.
+    forms: ClassVar[tuple[Any, ...]] = ()
+
+    @classmethod
+    def check_device(cls) -> str | None:
+        """None where the device is usable here, else the reason why not."""
+        return devices.why_not(cls.device)
+
+    @classmethod
+    def check_deps(cls) -> str | None:
+        """None where every required package is importable, else the reason why not."""
+        missing = [name for name in cls.requires if (why := devices.missing_package(name)) and why]
+        return f"needs the package {', '.join(missing)}" if missing else None
+
+    @classmethod
+    def refuse(cls, *arguments: Any) -> str | None:
+        """Why this call's arguments go to the original code, or None; asked at every call."""
+        return None
+
+    @classmethod
+    def load(cls) -> Callable[..., Any]:
+        """The op's function, imported now."""
+        function = cls.function
+        return pkgutil.resolve_name(function) if isinstance(function, str) else function
+
+    @classmethod
+    def apply(cls, *, model: Any) -> Any:
+        """Patch one model and return it; override it for a kernel that patches in its own way."""
+        from hf_kernel_patch.instances import patch_model
+
+        return patch_model(model, {cls.op: cls}, explicit=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The reference documents write _kernel_id and _device.
+        for name in ("kernel_id", "device"):
+            if f"_{name}" in vars(cls):
+                value = vars(cls)[f"_{name}"]
+                setattr(cls, name, getattr(value, "value", value))
+
+
+Kernel = type[BaseKernel]
+K = TypeVar("K", bound=Kernel)
+_kernels: dict[str, Kernel] = {}
+_scanned = False
+
+
+def register_kernel(cls: K) -> K:
+    """Class decorator: make a BaseKernel subclass known under its ``kernel_id``; returns it.
+
+    Raises TypeError for something else than a BaseKernel subclass and ValueError for a missing id,
+    or an id that another class holds (defining the same class again, as a notebook does, is fine).
+    """
+    if not (isinstance(cls, type) and issubclass(cls, BaseKernel)):
+        raise TypeError(f"register_kernel takes a subclass of BaseKernel, not {cls!r}")
+    if not cls.kernel_id or "," in cls.kernel_id:
+        raise ValueError(f"{cls.__qualname__} needs a kernel_id (without commas)")
+    holder = _kernels.get(cls.kernel_id)
+    if holder and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"kernel id {cls.kernel_id!r} is taken by {holder.__module__}")
+    _kernels[cls.kernel_id] = cls
+    if cls.forms:
+        from hf_kernel_patch.forms import register_form
+
+        for form in cls.forms:
+            register_form(form)
+    return cls
+
+
+def kernels() -> dict[str, Kernel]:
+    """Every registered kernel by id; the first call scans ``ops/``."""
+    global _scanned
+    if not _scanned:
+        _scanned = True
+        from hf_kernel_patch import ops
+
+        for found in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+            if found.ispkg:
+                importlib.import_module(found.name)
+    return _kernels
+
+
+def ops() -> set[str]:
+    """The names of all ops that some kernel serves."""
+    return {kernel.op for kernel in kernels().values() if kernel.op}
+
+
+def backends() -> set[str]:
+    """The names that ``backend=`` takes, "auto" among them."""
+    return {"auto", *devices.BACKENDS, *(kernel.backend for kernel in kernels().values())}
+
+
+def unavailable(kernel: Kernel) -> str | None:
+    """Why a kernel cannot run here, or None.
+
+    A user's checks may also answer as the reference documents' do: True or False.
+    """
+    for check in (kernel.check_device, kernel.check_deps):
+        answer: Any = check()
+        if answer is False:
+            return f"{kernel.__qualname__}.{check.__name__}() says no"
+        if answer not in (None, True):
+            return str(answer)
+    return None
+
+
+def available() -> list[str]:
+    """Ids of the kernels that can run here."""
+    return [name for name, kernel in kernels().items() if unavailable(kernel) is None]
+
+
+def defaults(backend: str = "auto") -> dict[str, Kernel]:
+    """The kernels that "auto" takes on this device, by op."""
+    here = devices.current()
+    found: dict[str, Kernel] = {}
+    for kernel in _preferred(kernels().values()):
+        wanted = here in kernel.default_on and backend in ("auto", kernel.backend)
+        if wanted and unavailable(kernel) is None:
+            found.setdefault(kernel.op or kernel.kernel_id, kernel)
+    return found
+
+
+def select(
+    include: str | tuple[str, ...] | None, exclude: tuple[str, ...] = (), backend: str = "auto"
+) -> dict[str, Kernel]:
+    """The kernels that the settings choose, by op.
+
+    Raises ValueError for an unknown name and for two kernels of one op, KernelUnavailableError for
+    an explicit choice that cannot run here.
+    """
+    for name in (*(() if include in (None, "auto") else include or ()), *exclude):
+        if name not in kernels() and name not in ops():
+            raise unknown("kernel id or op", name, {*kernels(), *ops()})
+    if backend not in backends():
+        raise unknown("backend", backend, backends())
+    if include is None:
+        return {}
+    if backend != "auto" and (why := _why_no_backend(backend)):
+        raise KernelUnavailableError(f"backend {backend!r} cannot run here: {why}")
+    if isinstance(include, str):
+        chosen = defaults(backend)
+    else:
+        chosen = {}
+        for name in include:
+            kernel = _named(name, backend)
+            op = kernel.op or kernel.kernel_id
+            if chosen.setdefault(op, kernel) is not kernel:
+                raise ValueError(
+                    f"{chosen[op].kernel_id!r} and {kernel.kernel_id!r} both serve {op}: name one"
+                )
+    return {
+        op: kernel
+        for op, kernel in chosen.items()
+        if op not in exclude and kernel.kernel_id not in exclude
+    }
+
+
+def _named(name: str, backend: str) -> Kernel:
+    if name in kernels():
+        kernel = kernels()[name]
+        if why := unavailable(kernel):
+            raise KernelUnavailableError(f"kernel {name!r} cannot run here: {why}")
+        return kernel
+    reasons = {}
+    for kernel in _preferred(k for k in kernels().values() if k.op == name):
+        if backend not in ("auto", kernel.backend):
+            reasons[kernel.kernel_id] = f"its backend is {kernel.backend!r}"
+        elif why := unavailable(kernel):
+            reasons[kernel.kernel_id] = why
+        else:
+            return kernel
+    listed = "; ".join(f"{kernel_id}: {why}" for kernel_id, why in reasons.items())
+    raise KernelUnavailableError(f"no kernel for {name!r} can run here ({listed})")
+
+
+def _why_no_backend(backend: str) -> str | None:
+    """None if some kernel of the backend is available, else the reasons."""
+    reasons = [unavailable(k) for k in kernels().values() if k.backend == backend]
+    if not reasons:
+        return devices.why_no_backend(backend) or "no kernel is registered for it"
+    return None if None in reasons else str(reasons[0])
+
+
+def _preferred(found: Iterable[Kernel]) -> list[Kernel]:
+    """Kernels written for one device before those for any."""
+    return sorted(found, key=lambda kernel: kernel.device == "any")

@@ -1,0 +1,177 @@
+"""What is asked for: arguments over environment over a config over defaults."""
+
+# The only module that reads os.environ.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+PREFIX = "HF_KERNEL_PATCH"
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", "", "none", "null"}
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "<from the environment, else the default>"
+
+
+UNSET: Any = _Unset()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One resolved request.
+
+    ``include`` is "auto", None (nothing) or a tuple of kernel ids and op names; ``models`` is "all"
+    or a tuple of architecture names.
+    """
+
+    include: str | tuple[str, ...] | None = "auto"
+    exclude: tuple[str, ...] = ()
+    models: str | tuple[str, ...] = "all"
+    backend: str = "auto"
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What a ``kernel_config`` says; a field left UNSET says nothing."""
+
+    include: Any = UNSET
+    exclude: Any = UNSET
+    models: Any = UNSET
+    backend: Any = UNSET
+    strict: Any = UNSET
+
+
+def resolve(config: Any = None, **arguments: Any) -> Settings:
+    """Settings from arguments that are not UNSET, else environment, else ``config``, else defaults.
+
+    Raises ValueError or TypeError naming the argument or the variable that cannot be read.
+    """
+    if config is not None and not isinstance(config, KernelConfig):
+        config = load_kernel_config(config)
+    chosen: dict[str, Any] = {}
+    for field in fields(Settings):
+        name = field.name
+        variable = PREFIX if name == "include" else f"{PREFIX}_{name.upper()}"
+        if arguments.get(name, UNSET) is not UNSET:
+            chosen[name] = _read(name, arguments[name], f"the argument {name}")
+        elif name != "exclude" and os.environ.get(variable, "").strip():
+            chosen[name] = _read(name, os.environ[variable], f"the variable {variable}")
+        elif config is not None and getattr(config, name) is not UNSET:
+            chosen[name] = _read(name, getattr(config, name), f"{name} in kernel_config")
+    if disabled():
+        chosen["include"] = None
+    return replace(Settings(), **chosen)
+
+
+def disabled() -> bool:
+    """Whether HF_KERNEL_PATCH_DISABLE switches everything off."""
+    return flag("DISABLE")
+
+
+def flag(name: str) -> bool:
+    """The truth of the variable HF_KERNEL_PATCH_<name>; ValueError where it cannot be read."""
+    variable = f"{PREFIX}_{name}"
+    return _boolean(os.environ.get(variable, ""), f"the variable {variable}")
+
+
+def requested_by_environment() -> bool:
+    """Whether HF_KERNEL_PATCH asks for patching at import."""
+    return bool(os.environ.get(PREFIX, "").strip()) and resolve().include is not None
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a distributed job, or not in one."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return rank == "0"
+
+
+def read_include(value: Any, source: str = "include") -> str | tuple[str, ...] | None:
+    """auto, True, False, None, "id1,id2" or an iterable of ids, as Settings.include holds it."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return "auto"
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _FALSE:
+            return None
+        if text == "auto" or text in _TRUE:
+            return "auto"
+    names = _names(value, source)
+    if "auto" in names:
+        raise ValueError(f"{source}: 'auto' stands alone, it cannot be mixed with ids: {value!r}")
+    return names
+
+
+def load_kernel_config(source: Any) -> KernelConfig:
+    """Read a ``kernel_config`` from a YAML file's path or a mapping; applies nothing.
+
+    The mapping, or its value under ``kernel_config``, holds ``name`` ("auto" or kernel ids) and
+    ``include_kernels`` (null, true, false, "auto" or "id1,id2"; null by default), and may hold
+    ``exclude``, ``models``, ``backend`` and ``strict``. Raises ValueError naming the key that is
+    wrong, FileNotFoundError and TypeError for a source that cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        import yaml
+
+        data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        where = str(source)
+    else:
+        data, where = source, "kernel_config"
+    if isinstance(data, Mapping) and "kernel_config" in data:
+        data = data["kernel_config"]
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where}: expected a mapping or a YAML file of one, got {data!r}")
+    known = {"name", "include_kernels", "exclude", "models", "backend", "strict"}
+    if strange := [key for key in data if key not in known]:
+        from hf_kernel_patch.errors import unknown
+
+        raise unknown(f"key in {where}", str(strange[0]), known)
+    ids = read_include(data.get("name", "auto"), f"name in {where}")
+    include = read_include(data.get("include_kernels"), f"include_kernels in {where}")
+    if isinstance(ids, tuple) and ("include_kernels" not in data or include == "auto"):
+        include = ids
+    others = {key: data[key] for key in ("exclude", "models", "backend", "strict") if key in data}
+    return KernelConfig(include=include, **others)
+
+
+def _read(name: str, value: Any, source: str) -> Any:
+    if name == "include":
+        return read_include(value, source)
+    if name == "exclude":
+        return _names(value, source) if value is not None else ()
+    if name == "models":
+        names = _names(value, source)
+        return "all" if names in (("all",), ("auto",)) else names
+    if name == "strict":
+        return value if isinstance(value, bool) else _boolean(value, source)
+    if not isinstance(value, str):
+        raise TypeError(f"{source} must be a string, not {value!r}")
+    return value.strip().lower() or "auto"
+
+
+def _names(value: Any, source: str) -> tuple[str, ...]:
+    parts: Any = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Iterable) or isinstance(parts, (bytes, Mapping)):
+        raise TypeError(f"{source} must be a string or an iterable of strings, not {value!r}")
+    names = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise TypeError(f"{source} holds {part!r}, which is not a string")
+        if part.strip():
+            names.append(part.strip())
+    return tuple(dict.fromkeys(names))
+
+
+def _boolean(value: Any, source: str) -> bool:
+    text = str(value).strip().lower()
+    if text not in _TRUE | _FALSE or not isinstance(value, str):
+        raise ValueError(f"{source} must be one of 1, 0, true, false; got {value!r}")
+    return text in _TRUE

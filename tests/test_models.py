@@ -1,0 +1,79 @@
+"""Every row of every table, on the installed transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hf_kernel_patch
+from hf_kernel_patch.activation import exists_here, locate
+from hf_kernel_patch.models import architectures
+from tests.tiny import (
+    ARCHITECTURES,
+    error,
+    largest_error,
+    layer_ops_of,
+    modelling,
+    ops_of,
+    outputs_and_gradients,
+    tiny_model,
+)
+
+ROWS = [
+    pytest.param(architecture.name, target, id=f"{architecture.name}-{target.qualname}")
+    for architecture in architectures().values()
+    for target in architecture.targets
+    if exists_here(target)
+]
+
+
+@pytest.mark.parametrize(("name", "target"), ROWS)
+def test_row_is_replaced_inside_and_the_same_object_after(name: str, target: Any) -> None:
+    modelling(name)
+    _, _, before = locate(target)
+    with hf_kernel_patch.patched(ops_of(name), models=name, strict=True):
+        _, _, inside = locate(target)
+        assert inside is not before
+    _, _, after = locate(target)
+    assert after is before
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_float32_outputs_and_gradients_agree(name: str) -> None:
+    model = tiny_model(name)
+    eager = outputs_and_gradients(model)
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
+        inside = outputs_and_gradients(model)
+        assert all(not row.handed_back for row in report)
+        assert sum(row.served for row in report) >= 5
+    assert largest_error(inside, eager) < 3e-6
+    assert largest_error(outputs_and_gradients(model), eager) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_half_precision_is_no_further_from_the_truth_than_eager(
+    name: str, dtype: torch.dtype
+) -> None:
+    model = tiny_model(name, dtype)
+    eager = outputs_and_gradients(model)
+    with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True):
+        inside = outputs_and_gradients(model)
+    model.config._experts_implementation = "eager"  # the grouped products take no float64
+    truth = outputs_and_gradients(model.double())
+    assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
+    eager_errors = [error(eager[key], truth[key]) for key in truth]
+    inside_errors = [error(inside[key], truth[key]) for key in truth]
+    assert sum(inside_errors) <= 1.1 * sum(eager_errors)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_loss_without_logits_agrees(name: str) -> None:
+    model = tiny_model(name).train()
+    eager = outputs_and_gradients(model)
+    del eager["logits"]
+    with hf_kernel_patch.patched("linear_cross_entropy", models=name, strict=True):
+        assert largest_error(outputs_and_gradients(model), eager) < 3e-6

@@ -1,0 +1,110 @@
+"""Tiny models of the real classes, and what the tests ask of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_kernel_patch.activation import exists_here
+from hf_kernel_patch.forms import forms
+from hf_kernel_patch.models import architectures
+
+TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
+ARCHITECTURES = tuple(architectures())
+VOCABULARY = 128
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_EXPERTS = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 80,
+}
+_OWN: dict[str, dict[str, Any]] = {
+    "phi3": {"partial_rotary_factor": 0.5},
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+    "mixtral": _EXPERTS,
+}
+
+
+def ops_of(name: str) -> tuple[str, ...]:
+    """The ops that the architecture's table names for the installed transformers."""
+    targets = [t for t in architectures()[name].targets if exists_here(t)]
+    return tuple(dict.fromkeys(forms()[target.form].op for target in targets))
+
+
+def layer_ops_of(name: str) -> tuple[str, ...]:
+    """As ``ops_of``, without the loss, which leaves no logits to compare."""
+    return tuple(op for op in ops_of(name) if op != "linear_cross_entropy")
+
+
+def modelling(name: str) -> Any:
+    """The modelling module of an architecture, imported."""
+    return importlib.import_module(architectures()[name].module)
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """A config of two small layers."""
+    return AutoConfig.for_model(name, **{**_SIZES, **_OWN.get(name, {}), **changes})
+
+
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A causal language model with random weights, norms included; the same at every call."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, **changes)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def tokens(batch: int = 2, length: int = 17, seed: int = 1) -> torch.Tensor:
+    """(batch, length) random token ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+
+
+def outputs_and_gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Loss, logits and every gradient of one training step on ``tokens()``."""
+    model.zero_grad()
+    ids = tokens()
+    result = model(ids, labels=ids)
+    result.loss.backward()
+    found = {"loss": result.loss.detach()}
+    if result.logits is not None:
+        found["logits"] = result.logits.detach()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[name] = parameter.grad.clone()
+    return found
+
+
+def error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """||found - truth|| / ||truth||, in float64."""
+    found, truth = found.double(), truth.double()
+    return float((found - truth).norm() / truth.norm().clamp_min(1e-30))
+
+
+def largest_error(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
+    """The largest ``error`` over the tensors of both; they have to be the same ones."""
+    assert found.keys() == truth.keys()
+    return max(error(found[name], truth[name]) for name in truth)
