@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Collection, Container, Iterable
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -184,13 +185,16 @@ class Activation:
 
 def exists_here(target: Target) -> bool:
     """Whether the installed transformers is one that has the target."""
-    if not target.transformers:
-        return True
+    return not target.transformers or _version_is(target.transformers)
+
+
+@cache
+def _version_is(wanted: str) -> bool:
     from importlib.metadata import version
 
     from packaging.specifiers import SpecifierSet
 
-    return SpecifierSet(target.transformers).contains(version("transformers"), prereleases=True)
+    return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
 
 
 def locate(target: Target) -> tuple[Any, str, Any] | str:

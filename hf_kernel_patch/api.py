@@ -184,7 +184,7 @@ def apply_default_kernels(model: Any, include_kernels: Any = UNSET, *, config: A
     if include_kernels is UNSET and config is None:
         include_kernels = "auto"
     wanted = settings.resolve(config, include=include_kernels)
-    return _apply(model, _select(wanted), explicit=isinstance(wanted.include, tuple))
+    return _apply(model, _select(wanted), isinstance(wanted.include, tuple), wanted.models)
 
 
 def get_default_kernels() -> list[str]:
@@ -213,14 +213,19 @@ def count_calls(enabled: bool = True) -> None:
     calls.counting = enabled
 
 
-def _apply(model: Any, kernels: dict[str, registry.Kernel], explicit: bool) -> Any:
+def _apply(
+    model: Any,
+    kernels: dict[str, registry.Kernel],
+    explicit: bool,
+    tables: str | tuple[str, ...] = "all",
+) -> Any:
     instances.require_model(model)
     if settings.disabled():
         return model
     own = {op: kernel for op, kernel in kernels.items() if _has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
-        instances.patch_model(model, shared, explicit)
+        instances.patch_model(model, shared, explicit, tables)
     for kernel in own.values():
         with instances.recorded(model, kernel):
             kernel.apply(model=model)

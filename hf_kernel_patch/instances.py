@@ -25,7 +25,8 @@ from hf_kernel_patch.forms import Site, build, forms
 from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Entry, Item, Slot
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.registry import BaseKernel, Kernel
-from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
+from hf_kernel_patch.settings import is_rank_zero
 from hf_kernel_patch.subclass import rebound, refers_to, subclass
 
 logger = logging.getLogger("hf_kernel_patch")
@@ -41,8 +42,11 @@ class Application:
     another stays patched. The modules are held weakly.
     """
 
-    def __init__(self, kernels: dict[str, Kernel], explicit: bool):
+    def __init__(
+        self, kernels: dict[str, Kernel], explicit: bool, tables: str | tuple[str, ...] = "all"
+    ):
         self.kernels = kernels
+        self._tables = models.select(tables)
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
         self.entries: list[tuple[weakref.ref[Any], Entry]] = []
@@ -54,7 +58,7 @@ class Application:
         """Patch every module whose class, or the function it calls, a table names."""
         located = [
             (architecture.name, target, locate(target))
-            for architecture in models.architectures().values()
+            for architecture in self._tables
             if architecture.module in sys.modules
             for target in architecture.targets
             if forms()[target.form].op in self.kernels and exists_here(target)
@@ -188,12 +192,14 @@ def _ours(module: Any) -> list[Any]:
     ]
 
 
-def patch_model(model: Any, kernels: dict[str, Kernel], explicit: bool) -> Any:
+def patch_model(
+    model: Any, kernels: dict[str, Kernel], explicit: bool, tables: str | tuple[str, ...] = "all"
+) -> Any:
     """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
     require_model(model)
     with ledger.lock:
         applications[:] = [application for application in applications if application.alive()]
-        application = Application(kernels, explicit)
+        application = Application(kernels, explicit, tables)
         try:
             application.apply(model)
         except BaseException:
@@ -212,6 +218,8 @@ def patch_model(model: Any, kernels: dict[str, Kernel], explicit: bool) -> Any:
         ]
     if complaints:
         warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
+    if is_rank_zero():
+        logger.info("one %s: %s", type(model).__name__, PatchReport(rows).summary())
     return model
 
 

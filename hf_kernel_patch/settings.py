@@ -58,7 +58,7 @@ def resolve(config: Any = None, **arguments: Any) -> Settings:
     chosen: dict[str, Any] = {}
     for field in fields(Settings):
         name = field.name
-        variable = PREFIX if name == "include" else f"{PREFIX}_{name.upper()}"
+        variable = _variable(name)
         if arguments.get(name, UNSET) is not UNSET:
             chosen[name] = _read(name, arguments[name], f"the argument {name}")
         elif name != "exclude" and os.environ.get(variable, "").strip():
@@ -84,6 +84,22 @@ def flag(name: str) -> bool:
 def requested_by_environment() -> bool:
     """Whether HF_KERNEL_PATCH asks for patching at import."""
     return bool(os.environ.get(PREFIX, "").strip()) and resolve().include is not None
+
+
+def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the environment for a child that is to be patched.
+
+    Args:
+        directory: goes first on PYTHONPATH.
+        options: values for the variables, by the arguments' names ("include", "models", ...).
+            HF_KERNEL_PATCH is "auto" where neither they nor the environment say anything.
+    """
+    child = dict(os.environ)
+    path = [entry for entry in child.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    child["PYTHONPATH"] = os.pathsep.join([directory, *(e for e in path if e != directory)])
+    if not child.get(PREFIX, "").strip():
+        child[PREFIX] = "auto"
+    return {**child, **{_variable(name): value for name, value in options.items()}}
 
 
 def is_rank_zero() -> bool:
@@ -140,6 +156,10 @@ def load_kernel_config(source: Any) -> KernelConfig:
         include = ids
     others = {key: data[key] for key in ("exclude", "models", "backend", "strict") if key in data}
     return KernelConfig(include=include, **others)
+
+
+def _variable(name: str) -> str:
+    return PREFIX if name == "include" else f"{PREFIX}_{name.upper()}"
 
 
 def _read(name: str, value: Any, source: str) -> Any:

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DTYPES = {
+    torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool
+}  # fmt: skip
 
 
 def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
-    """Why the original has to take this call, or None. ``kernel`` is a BaseKernel subclass."""
+    """Why the original has to take this call, or None. ``kernel`` is a BaseKernel subclass.
+
+    Asked at every call of every site, so it does no more than it must.
+    """
     if torch.compiler.is_compiling() and not kernel.traceable:
         return "torch.compile fuses the original itself"
     if torch._C._are_functorch_transforms_active():
@@ -20,11 +25,14 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
         return "forward-mode differentiation is active"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording"
-    device = None if kernel.device == "any" else kernel.device
+    device = kernel.device
     for argument in arguments:
-        if isinstance(argument, torch.Tensor):
-            if type(argument) not in _PLAIN:
-                return f"a tensor is a {type(argument).__name__}"
-            if device is not None and argument.device.type != device:
+        kind = type(argument)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if argument.dtype not in _DTYPES:
+                return f"a tensor is {str(argument.dtype).removeprefix('torch.')}"
+            if device != "any" and argument.device.type != device:
                 return f"a tensor is on {argument.device.type}"
+        elif isinstance(argument, torch.Tensor):
+            return f"a tensor is a {kind.__name__}"
     return None

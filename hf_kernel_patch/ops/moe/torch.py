@@ -1,16 +1,20 @@
-"""moe in plain PyTorch: tokens sorted by expert once, two products an expert, one combine."""
+"""moe in plain PyTorch: tokens sorted by expert once, grouped products, one combine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
+from torch.nn import functional as F
 
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.moe import reference
 from hf_kernel_patch.ops.moe.reference import Down, GateUp
 from hf_kernel_patch.ops.swiglu.torch import activate, activate_backward
+
+#: The weights of one product: stacked (E, N, K), or a list of E (N, K).
+Weights: TypeAlias = torch.Tensor | list[torch.Tensor]
 
 
 def moe(
@@ -23,8 +27,8 @@ def moe(
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.moe.reference.moe`.
 
-    Products are in hidden's dtype, the sum over a token's experts is in float32. An expert that
-    no token chose costs nothing and, in a list of experts, gets no gradient, as in the original.
+    Products are in hidden's dtype, the sum over a token's experts is in float32. In a list of
+    experts, one that no token chose gets no gradient, as in the original.
     """
     experts = _flat(gate_up, down)
     if torch.is_grad_enabled() and any(
@@ -47,53 +51,90 @@ def _count(experts: Sequence[torch.Tensor]) -> int:
     return len(experts[0]) if len(experts) == 2 else len(experts) // 3
 
 
+def _products(experts: Sequence[torch.Tensor]) -> list[Weights]:
+    """The products' weights: gate and up in one and down, or gate, up and down as lists."""
+    if len(experts) == 2:
+        return list(experts)
+    count = _count(experts)
+    return [list(experts[start : start + count]) for start in range(0, 3 * count, count)]
+
+
 class _Plan:
-    """Which rows of the sorted (token, expert) pairs belong to which expert.
+    """Which rows of the (token, expert) pairs, sorted by expert, belong to which expert.
 
     ``order`` lists the pairs (T * K) by expert, those of no expert here left out; ``token`` is
-    their token; ``groups`` the (expert, first row, last row + 1) with any row.
+    their token; ``offsets`` (E,) int32 is the row after each expert's last one.
     """
 
     def __init__(self, index: torch.Tensor, experts: int):
         flat = index.reshape(-1)
+        self.pairs = len(flat)
         self.slots = index.shape[-1]
         order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
-        self.groups = []
-        row = 0
-        for expert, count in enumerate(counts):
-            if count:
-                self.groups.append((expert, row, row + count))
-                row += count
-        self.order = order[:row]
+        counts = torch.bincount(flat, minlength=experts)[:experts]
+        self.offsets = counts.cumsum(0, dtype=torch.int32)
+        rows = int(self.offsets[-1])
+        self.complete = rows == self.pairs
+        self.order = order if self.complete else order[:rows]
         self.token = self.order // self.slots
 
-    def combine(
-        self, rows: torch.Tensor, weights: torch.Tensor | None, tokens: int
-    ) -> torch.Tensor:
+    def groups(self) -> list[tuple[int, int, int]]:
+        """(expert, first row, row after the last) of every expert that has a row."""
+        ends = self.offsets.tolist()
+        starts = [0, *ends[:-1]]
+        return [(e, s, t) for e, (s, t) in enumerate(zip(starts, ends, strict=True)) if t > s]
+
+    def combine(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """(rows, H) -> (T, H): the weighted sum of every token's rows, in float32 within."""
-        pairs = rows.new_empty if len(self.order) == tokens * self.slots else rows.new_zeros
-        spread = pairs((tokens * self.slots, rows.shape[-1]))
-        spread[self.order] = rows
-        spread = spread.view(tokens, self.slots, -1)
+        spread = rows.new_empty if self.complete else rows.new_zeros
+        pairs = spread((self.pairs, rows.shape[-1]))
+        pairs[self.order] = rows
+        pairs = pairs.view(-1, self.slots, rows.shape[-1])
         if weights is None:
-            return spread.sum(1)
+            return pairs.sum(1)
         if weights.dtype == rows.dtype:
-            return torch.bmm(weights.unsqueeze(1), spread).squeeze(1)
-        return (spread * weights.unsqueeze(-1)).sum(1).to(rows.dtype)
+            return torch.bmm(weights.unsqueeze(1), pairs).squeeze(1)
+        return (pairs * weights.unsqueeze(-1)).sum(1).to(rows.dtype)
 
 
-def _parts(
-    plan: _Plan, experts: Sequence[torch.Tensor]
-) -> Iterator[tuple[int, int, int, tuple[torch.Tensor, ...], torch.Tensor]]:
-    """(expert, first row, end, its weights of the first product, of the second) with any row."""
-    count = _count(experts)
-    for expert, start, end in plan.groups:
-        if len(experts) == 2:
-            yield expert, start, end, (experts[0][expert],), experts[1][expert]
-        else:
-            first = experts[expert], experts[count + expert]
-            yield expert, start, end, first, experts[2 * count + expert]
+def _grouped(*tensors: Any) -> bool:
+    """Whether torch's grouped product takes these tensors; it needs rows of whole 16 bytes."""
+    return hasattr(F, "grouped_mm") and all(
+        isinstance(tensor, torch.Tensor)
+        and (tensor.device.type == "cpu" or tensor.stride(-2) * tensor.element_size() % 16 == 0)
+        for tensor in tensors
+    )
+
+
+def _rows_times(plan: _Plan, x: torch.Tensor, weights: Weights, turn: bool) -> torch.Tensor:
+    """Every row of x (rows, ...) times its expert's weight, transposed if ``turn``."""
+    if isinstance(weights, torch.Tensor) and _grouped(x, weights):
+        return F.grouped_mm(x, weights.mT if turn else weights, offs=plan.offsets)
+    out = x.new_empty((len(x), weights[0].shape[0 if turn else 1]))
+    for expert, start, end in plan.groups():
+        weight = weights[expert]
+        torch.mm(x[start:end], weight.t() if turn else weight, out=out[start:end])
+    return out
+
+
+def _weight_gradients(
+    plan: _Plan, left: torch.Tensor, right: torch.Tensor, weights: Weights
+) -> list[torch.Tensor | None]:
+    """left^T right over every expert's rows: one stacked tensor, or one for each that is used."""
+    if isinstance(weights, torch.Tensor):
+        if not weights.requires_grad:
+            return [None]
+        if _grouped(left, right):
+            return [F.grouped_mm(left.t(), right, offs=plan.offsets)]
+        out = torch.zeros_like(weights)
+        for expert, start, end in plan.groups():
+            torch.mm(left[start:end].t(), right[start:end], out=out[expert])
+        return [out]
+    found: list[torch.Tensor | None] = [None] * len(weights)
+    for expert, start, end in plan.groups():
+        if weights[expert].requires_grad:
+            found[expert] = left[start:end].t() @ right[start:end]
+    return found
 
 
 def _forward(
@@ -103,27 +144,19 @@ def _forward(
     experts: Sequence[torch.Tensor],
     activation: str,
     keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The output, and gate and up of every row (rows, 2I) where the backward needs them."""
-    rows, width = len(plan.order), experts[-1].shape[-1]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The output, and gate and up of every row, each (rows, I), where the backward needs them."""
+    *first, second = _products(experts)
     x = hidden[plan.token]
-    gate_up = hidden.new_empty((rows, 2 * width))
-    for _, start, end, first, _ in _parts(plan, experts):
-        _products(x[start:end], first, gate_up[start:end])
-    del x
-    inner = activate(gate_up[:, :width], activation).mul_(gate_up[:, width:])
-    if not keep:
-        del gate_up
-    out = hidden.new_empty((rows, hidden.shape[-1]))
-    for _, start, end, _, second in _parts(plan, experts):
-        torch.mm(inner[start:end], second.t(), out=out[start:end])
-    return plan.combine(out, weights, len(hidden)), gate_up if keep else None
+    gate, up = _halves([_rows_times(plan, x, weight, turn=True) for weight in first])
+    inner = activate(gate, activation).mul_(up)
+    out = _rows_times(plan, inner, second, turn=True)
+    return plan.combine(out, weights), [gate, up] if keep else []
 
 
-def _products(x: torch.Tensor, first: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-    """out = x W^T for one stacked weight, or side by side for gate and up apart."""
-    for weight, part in zip(first, out.chunk(len(first), dim=-1), strict=True):
-        torch.mm(x, weight.t(), out=part)
+def _halves(parts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Gate and up, from one product or from two."""
+    return parts[0].chunk(2, dim=-1) if len(parts) == 1 else parts
 
 
 class _MoE(torch.autograd.Function):
@@ -137,87 +170,51 @@ class _MoE(torch.autograd.Function):
         *experts: torch.Tensor,
     ) -> torch.Tensor:
         plan = _Plan(index, _count(experts))
-        out, gate_up = _forward(plan, hidden, weights, experts, activation, keep=True)
-        ctx.save_for_backward(hidden, index, weights, gate_up, *experts)
+        out, kept = _forward(plan, hidden, weights, experts, activation, keep=True)
+        ctx.save_for_backward(hidden, index, weights, *kept, *experts)
         ctx.plan, ctx.activation = plan, activation
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, index, weights, gate_up, *experts = ctx.saved_tensors
+        hidden, index, weights, gate, up, *experts = ctx.saved_tensors
         plan, activation = ctx.plan, ctx.activation
         if torch.is_grad_enabled():
             return _again(grad, hidden, index, weights, activation, experts)
         needs_hidden, _, needs_weights, _, *needs_experts = ctx.needs_input_grad
-        width = experts[-1].shape[-1]
-        gate, up = gate_up[:, :width], gate_up[:, width:]
+        *first, second = _products(experts)
         activated = activate(gate, activation)
         inner = activated * up
         grad_rows = grad[plan.token]
         row_weights = weights.reshape(-1)[plan.order].unsqueeze(-1).to(grad.dtype)
-        grads: list[torch.Tensor | None] = _empty_gradients(experts, needs_experts)
         # The gradient of inner before the routing weight, which gives the weight's own.
-        back = torch.empty_like(inner)
-        weighted = inner * row_weights
-        for expert, start, end, _, second in _parts(plan, experts):
-            torch.mm(grad_rows[start:end], second, out=back[start:end])
-            _store(grads, experts, expert, 1, [(grad_rows[start:end], weighted[start:end])])
+        back = _rows_times(plan, grad_rows, second, turn=False)
         grad_weights = None
         if needs_weights:
             dot = (back * inner).sum(-1, dtype=torch.float32)
             flat = dot.new_zeros(weights.numel())
             flat[plan.order] = dot
             grad_weights = flat.view_as(weights).to(weights.dtype)
-        del grad_rows, weighted
+        last_grads = _weight_gradients(plan, grad_rows, inner.mul_(row_weights), second)
+        if not (needs_hidden or any(needs_experts)):
+            return None, None, grad_weights, None, *[None] * len(experts)
+        del grad_rows, inner
+        back.mul_(row_weights)
+        turned = back.new_empty((len(back), 2 * back.shape[-1]))
+        halves = turned.chunk(2, dim=-1)
+        torch.mul(back, activated, out=halves[1])
+        halves[0].copy_(activate_backward(back.mul_(up), gate, activation))
+        del back, activated
+        parts = [turned] if len(first) == 1 else list(halves)
+        x = hidden[plan.token]
+        pairs: list[tuple[torch.Tensor, Weights]] = list(zip(parts, first, strict=True))
+        first_grads = [g for part, w in pairs for g in _weight_gradients(plan, part, x, w)]
         grad_hidden = None
-        if needs_hidden or any(needs_experts):
-            back.mul_(row_weights)
-            turned = torch.empty_like(gate_up)
-            torch.mul(back, activated, out=turned[:, width:])
-            turned[:, :width] = activate_backward(back.mul_(up), gate, activation)
-            del back, activated, inner
-            x = hidden[plan.token]
-            grad_x = torch.empty_like(x) if needs_hidden else None
-            for expert, start, end, first, _ in _parts(plan, experts):
-                halves = turned[start:end].chunk(len(first), dim=-1)
-                pairs = [(half, x[start:end]) for half in halves]
-                _store(grads, experts, expert, 0, pairs)
-                if grad_x is not None:
-                    torch.mm(halves[0], first[0], out=grad_x[start:end])
-                    for half, weight in zip(halves[1:], first[1:], strict=True):
-                        grad_x[start:end].addmm_(half, weight)
-            if grad_x is not None:
-                grad_hidden = plan.combine(grad_x, None, len(hidden))
-        return grad_hidden, None, grad_weights, None, *grads
-
-
-def _empty_gradients(
-    experts: Sequence[torch.Tensor], needed: Sequence[bool]
-) -> list[torch.Tensor | None]:
-    """Zeros for stacked weights; nothing yet for a list, where unused experts get none."""
-    if len(experts) > 2:
-        return [None] * len(experts)
-    pairs = zip(experts, needed, strict=True)
-    return [torch.zeros_like(tensor) if need else None for tensor, need in pairs]
-
-
-def _store(
-    grads: list[torch.Tensor | None],
-    experts: Sequence[torch.Tensor],
-    expert: int,
-    product: int,
-    pairs: list[tuple[torch.Tensor, torch.Tensor]],
-) -> None:
-    """Write left^T right as the gradient of one expert's weight or weights of a product."""
-    if len(experts) == 2:
-        if (grad := grads[product]) is not None:
-            ((left, right),) = pairs
-            torch.mm(left.t(), right, out=grad[expert])
-        return
-    count = len(experts) // 3
-    for place, (left, right) in enumerate(pairs, start=2 * product):
-        if experts[place * count + expert].requires_grad:
-            grads[place * count + expert] = left.t() @ right
+        if needs_hidden:
+            del x
+            rows = [_rows_times(plan, part, weight, turn=False) for part, weight in pairs]
+            grad_hidden = plan.combine(rows[0] if len(rows) == 1 else rows[0].add_(rows[1]))
+        return grad_hidden, None, grad_weights, None, *first_grads, *last_grads
 
 
 def _again(
@@ -231,11 +228,11 @@ def _again(
     """Gradients that can be differentiated again."""
 
     def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
-        count = _count(flat)
         if len(flat) == 2:
             return reference.moe(hidden, index, weights, *flat, activation)
-        pairs = list(zip(flat[:count], flat[count : 2 * count], strict=True))
-        return reference.moe(hidden, index, weights, pairs, flat[2 * count :], activation)
+        gate, up, down = _products(flat)
+        pairs = list(zip(gate, up, strict=True))
+        return reference.moe(hidden, index, weights, pairs, down, activation)
 
     found = eager_gradients(eager, (hidden, weights, *experts), (grad,))
     return found[0], None, found[1], None, *found[2:]

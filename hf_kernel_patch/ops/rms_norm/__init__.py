@@ -5,8 +5,6 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
-
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -16,9 +14,3 @@ class TorchFusedRMSNorm(BaseKernel):
     op = "rms_norm"
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.rms_norm.torch:rms_norm"
-
-    @classmethod
-    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
-        from hf_kernel_patch.ops.dtypes import why_not_floating
-
-        return why_not_floating(x, weight)

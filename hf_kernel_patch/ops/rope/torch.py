@@ -1,4 +1,4 @@
-"""rope in plain PyTorch: one output tensor, and half-width temporaries instead of full ones."""
+"""rope in plain PyTorch: x cos + roll(x) sin, with the signs of the rotation put into sin once."""
 
 from __future__ import annotations
 
@@ -21,36 +21,26 @@ def rope(
     """As :func:`hf_kernel_patch.ops.rope.reference.rope`, with the bits of the original."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         return _RoPE.apply(q, k, cos, sin, unsqueeze_dim, cast)
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _rotate(q, cos, sin, _dtype(q, cos, cast)), _rotate(k, cos, sin, _dtype(k, cos, cast))
+    cos, sin = cos.unsqueeze(unsqueeze_dim), _signed(sin).unsqueeze(unsqueeze_dim)
+    return _rotate(q, cos, sin, cast), _rotate(k, cos, sin, cast)
 
 
-def _dtype(x: torch.Tensor, cos: torch.Tensor, cast: bool) -> torch.dtype:
-    return x.dtype if cast else torch.promote_types(x.dtype, cos.dtype)
+def _signed(sin: torch.Tensor, back: bool = False) -> torch.Tensor:
+    """(-sin1, sin2), so that x cos + roll(x) signed is x turned.
 
-
-def _rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype, back: bool = False
-) -> torch.Tensor:
-    """x turned by the angles of cos and sin, or ``back`` by the transpose, as the backward needs.
-
-    x1 cos1 - x2 sin1 and x2 cos2 + x1 sin2; backward, sin2 and -sin1 change places.
+    Or ``back``, (sin2, -sin1), which turns by the transpose, as the backward needs.
     """
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat((second, -first) if back else (-first, second), dim=-1)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, cast: bool) -> torch.Tensor:
     width = cos.shape[-1]
-    half = width // 2
-    partial = width < x.shape[-1]
-    out = (x[..., :width] if partial else x) * cos
-    first, second = x[..., :half], x[..., half:width]
-    low, high = sin[..., :half], sin[..., half:]
-    if back:
-        out[..., :half].add_(second * high)
-        out[..., half:].sub_(first * low)
-    else:
-        out[..., :half].sub_(second * low)
-        out[..., half:].add_(first * high)
-    if partial:
+    turned = x[..., :width] if width < x.shape[-1] else x
+    out = (turned * cos).add_(turned.roll(width // 2, -1) * signed)
+    if width < x.shape[-1]:
         out = torch.cat((out, x[..., width:]), dim=-1)
-    return out.to(dtype)
+    return out.to(x.dtype) if cast else out
 
 
 class _RoPE(torch.autograd.Function):
@@ -64,13 +54,10 @@ class _RoPE(torch.autograd.Function):
         unsqueeze_dim: int,
         cast: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wide_cos, wide_sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         ctx.save_for_backward(q, k, cos, sin)
         ctx.options = unsqueeze_dim, cast
-        return (
-            _rotate(q, wide_cos, wide_sin, _dtype(q, cos, cast)),
-            _rotate(k, wide_cos, wide_sin, _dtype(k, cos, cast)),
-        )
+        cos, sin = cos.unsqueeze(unsqueeze_dim), _signed(sin).unsqueeze(unsqueeze_dim)
+        return _rotate(q, cos, sin, cast), _rotate(k, cos, sin, cast)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -80,9 +67,10 @@ class _RoPE(torch.autograd.Function):
                 lambda a, b: reference.rope(a, b, cos, sin, *ctx.options), (q, k), grads
             )
             return *again, None, None, None, None
-        cos, sin = cos.unsqueeze(ctx.options[0]), sin.unsqueeze(ctx.options[0])
+        cos = cos.unsqueeze(ctx.options[0])
+        signed = _signed(sin, back=True).unsqueeze(ctx.options[0])
         found = [
-            _rotate(grad, cos, sin, x.dtype, back=True) if needed else None
+            _rotate(grad, cos, signed, cast=False).to(x.dtype) if needed else None
             for grad, x, needed in zip(grads, (q, k), ctx.needs_input_grad[:2], strict=True)
         ]
         return *found, None, None, None, None

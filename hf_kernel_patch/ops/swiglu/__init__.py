@@ -14,13 +14,10 @@ from hf_kernel_patch.registry import BaseKernel, register_kernel
 class TorchFusedSwiGLU(BaseKernel):
     kernel_id = "torch_fused_swiglu"
     op = "swiglu"
-    default_on = ("cpu",)
     function = "hf_kernel_patch.ops.swiglu.torch:swiglu"
 
     @classmethod
     def refuse(cls, gate: Any, up: Any, activation: str) -> str | None:
-        from hf_kernel_patch.ops.dtypes import why_not_floating
-
         if gate.dtype != up.dtype or gate.shape != up.shape:
             return "gate and up differ in dtype or shape"
-        return why_not_floating(gate)
+        return None
