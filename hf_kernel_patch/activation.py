@@ -127,9 +127,7 @@ class Activation:
             return found
         owner, _, value = found
         kernel, original = self.kernels[row.op], original_of(value)
-        adapter = forms()[target.form].adapter_for(
-            original, owner if isinstance(owner, type) else None
-        )
+        adapter = forms()[target.form].adapter_for(original, owner)
         if isinstance(adapter, str):
             return adapter
         key = (target, kernel, self.explicit, id(original))

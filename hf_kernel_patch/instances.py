@@ -77,7 +77,7 @@ class Application:
                         continue
                     make = self._method(target, forward, owner)
                 elif refers_to(module, name, value):
-                    make = self._rebound(target, name, value, type(module).forward)
+                    make = self._rebound(target, found, type(module).forward)
                 else:
                     continue
                 self._take(architecture, target, module, make)
@@ -122,7 +122,7 @@ class Application:
     def _push(self, slot: Slot, owner: Any, value: Any) -> None:
         self.entries.append((weakref.ref(owner), ledger.push(slot, value)))
 
-    def _method(self, target: Target, value: Any, owner: type | None) -> Callable[[], Any]:
+    def _method(self, target: Target, value: Any, owner: Any) -> Callable[[], Any]:
         """Makes, once for all modules, the replacement of a value; or the reason for none."""
 
         def make() -> Any:
@@ -140,11 +140,14 @@ class Application:
 
         return make
 
-    def _rebound(self, target: Target, name: str, value: Any, forward: Any) -> Callable[[], Any]:
+    def _rebound(
+        self, target: Target, found: tuple[Any, str, Any], forward: Any
+    ) -> Callable[[], Any]:
         """Makes a copy of a forward that finds our function under the original's name."""
+        owner, name, value = found
 
         def make() -> Any:
-            made = self._method(target, value, None)()
+            made = self._method(target, value, owner)()
             key = (target, id(forward))
             if not isinstance(made, str) and key not in self._made:
                 made = rebound(forward, name, made)

@@ -59,7 +59,8 @@ class _Normalise(ast.NodeTransformer):
 def fingerprint(function: FunctionType) -> str | None:
     """The canonical source of a live function, or None where its source cannot be had."""
     try:
-        return canonical(inspect.getsource(function))
+        # The code, not the function, since getsource looks through anybody's wrapper.
+        return canonical(inspect.getsource(function.__code__))
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
 

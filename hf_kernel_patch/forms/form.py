@@ -33,15 +33,15 @@ class Form:
     variants: Mapping[str, Adapter]
     helpers: Mapping[str, str] = field(default_factory=dict)
 
-    def adapter_for(self, value: Any, owner: Any = None) -> Adapter | str:
+    def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
         """The adapter for the code that ``value`` runs, or the reason why there is none.
 
-        ``owner`` is the class of a method.
+        ``owner`` is the class or the module that holds it.
         """
         function = innermost(value)
         found = fingerprint(function) if inspect.isfunction(function) else None
-        where = _module_of(function)
-        if not (where == _home(owner) or owner is None):
+        where = getattr(function, "__globals__", {}).get("__name__") or type(function).__module__
+        if where not in _homes(owner) and not where.startswith("transformers.models."):
             return f"patched by {where}: its code is not the original's"
         if found is None:
             return f"the source of {where} cannot be read"
@@ -52,20 +52,18 @@ class Form:
             return f"{where} has other code than the form {self.name}"
         for name, source in self.helpers.items():
             method = name.removeprefix("self.")
-            helper = getattr(owner, method, None) if method != name else None
-            helper = helper or function.__globals__.get(name)
-            helper = innermost(helper)
+            held = getattr(owner, method, None) if method != name else None
+            helper = innermost(held or function.__globals__.get(name))
             if not inspect.isfunction(helper) or fingerprint(helper) != canonical(source):
                 return f"{name} in {where} is another function than the form {self.name} calls"
         return adapter
 
 
-def _module_of(function: Any) -> str:
-    return getattr(function, "__globals__", {}).get("__name__") or type(function).__module__
-
-
-def _home(owner: Any) -> str | None:
-    return None if owner is None else owner.__module__
+def _homes(owner: Any) -> list[str]:
+    """The modules whose code is the owner's own."""
+    if isinstance(owner, type):
+        return [kind.__module__ for kind in owner.__mro__]
+    return [owner.__name__]
 
 
 _forms: dict[str, Form] = {}

@@ -5,6 +5,9 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
+from typing import Any
+
+from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -14,3 +17,16 @@ class TorchFusedRMSNorm(BaseKernel):
     op = "rms_norm"
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.rms_norm.torch:rms_norm"
+
+
+@register_kernel
+class CudaFusedRMSNorm(TritonKernel):
+    kernel_id = "cuda_fused_rmsnorm"
+    op = "rms_norm"
+    function = "hf_kernel_patch.ops.rms_norm.triton:rms_norm"
+
+    @classmethod
+    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
+        if weight.shape != x.shape[-1:] or weight.shape[0] > 65536:
+            return "the weight is not one number an element of a row of at most 65536"
+        return None
