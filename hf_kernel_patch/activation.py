@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Collection, Container, Iterable
 from functools import cache
 from types import MethodType
@@ -42,6 +43,7 @@ class Activation:
         self._entries: list[tuple[Entry, Site]] = []
         self._waiting: dict[str, list[tuple[Target, Row]]] = {}
         self._complaints: list[str] = []
+        self._counted: list[tuple[Site, Counter[str]]] = []
 
     def apply(self) -> None:
         """Patch what is imported and wait for the rest; on any failure nothing is left behind."""
@@ -65,6 +67,9 @@ class Activation:
             if self in active:
                 active.remove(self)
             self._waiting.clear()
+            for site, counter in self._counted:
+                site.counters[:] = [one for one in site.counters if one is not counter]
+            self._counted.clear()
             return self._take_back(0)
 
     def imported(self, module: str) -> None:
@@ -109,7 +114,9 @@ class Activation:
                 self._complaints.append(f"{row.site} is not patched by {row.kernel}: {made}")
                 continue
             owner, name, value = found
-            row.outcome, row.calls = PATCHED, made.__hf_kernel_patch__.calls
+            row.outcome, site = PATCHED, made.__hf_kernel_patch__
+            site.counters.append(row.calls)
+            self._counted.append((site, row.calls))
             if isinstance(owner, type):
                 self._push(Attribute(owner, name), made)
                 classes[owner] = made, row
@@ -145,9 +152,15 @@ class Activation:
     def _reach_instances(self, classes: dict[type, tuple[Any, Row]]) -> None:
         """Instances that own a forward bypass their class: reach inside, or report them."""
         unreached: dict[str, tuple[Row, list[Any]]] = {}
-        for module, name, value in shadows([made for made, _ in classes.values()], classes):
-            made, row = classes[next(cls for cls in type(module).__mro__ if cls in classes)]
-            if is_plain_bound(value, module, made.__hf_kernel_patch__.original):
+        found = self._shadows(classes)
+        if not all(reachable for *_, reachable in found):
+            # A module that owns a bound forward is a cycle: it may be dead but not collected yet.
+            del found
+            gc.collect()
+            found = self._shadows(classes)
+        for module, name, value, reachable in found:
+            made, row = classes[_owner(module, classes)]
+            if reachable:
                 self._push(Attribute(module, name), MethodType(made, module))
             elif name == "_old_forward" or "_old_forward" not in vars(module):
                 unreached.setdefault(row.site, (row, []))[1].append(value)
@@ -158,6 +171,14 @@ class Activation:
                 "reached; patch before it is set"
             )
             self._complaints.append(f"{row.site}: {row.reason}")
+
+    def _shadows(self, classes: dict[type, tuple[Any, Row]]) -> list[tuple[Any, str, Any, bool]]:
+        """(instance, name, value, whether it can be reached) of forwards that instances own."""
+        return [
+            (module, name, value, is_plain_bound(value, module, original))
+            for module, name, value in shadows([made for made, _ in classes.values()], classes)
+            for original in [classes[_owner(module, classes)][0].__hf_kernel_patch__.original]
+        ]
 
     def _check_kernels(self) -> None:
         """Every kernel that was asked for by name has to have found some site."""
@@ -248,6 +269,10 @@ def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[An
         for name in ("forward", "_old_forward")
         if name in vars(instance)
     ]
+
+
+def _owner(instance: Any, classes: Container[type]) -> type:
+    return next(kind for kind in type(instance).__mro__ if kind in classes)
 
 
 def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:

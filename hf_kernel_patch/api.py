@@ -201,7 +201,8 @@ def status() -> PatchReport:
     """What is patched now, where, by which kernel, and what was skipped and why."""
     with ledger.lock:
         rows = [row for one in activation.active for row in one.rows]
-        rows += [row for one in instances.applications for row in one.rows.values()]
+        alive = [one for one in instances.applications if one.alive()]
+        rows += [row for one in alive for row in one.rows.values()]
     return PatchReport(rows, "" if rows else _why_nothing())
 
 
@@ -245,8 +246,8 @@ def _activation(wanted: Settings) -> Activation:
 def _select(wanted: Settings) -> dict[str, registry.Kernel]:
     from hf_kernel_patch import models
 
-    models.select(wanted.models)
-    return registry.select(wanted.include, wanted.exclude, wanted.backend)
+    models.select(wanted.models, wanted.sources.get("models", ""))
+    return registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
 
 
 def _same(one: Activation, other: Activation) -> bool:

@@ -22,9 +22,13 @@ class KernelPatchWarning(UserWarning):
     """A kernel or a target was left out; with ``strict=True`` this would have been an error."""
 
 
-def unknown(kind: str, value: str, known: Iterable[str]) -> ValueError:
-    """The ValueError for a name that does not exist, with the nearest names and all of them."""
+def unknown(kind: str, value: str, known: Iterable[str], source: str = "") -> ValueError:
+    """The ValueError for a name that does not exist, with the nearest names and all of them.
+
+    ``source`` says where the name was given.
+    """
     names = sorted(known)
     near = get_close_matches(value, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(f"unknown {kind} {value!r}{hint} Known: {', '.join(names)}")
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    where = f" in {source}" if source else ""
+    return ValueError(f"unknown {kind} {value!r}{where}{hint} Known: {', '.join(names)}")

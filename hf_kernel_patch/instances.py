@@ -133,7 +133,7 @@ class Application:
                     return adapter
                 kernel = self.kernels[forms()[target.form].op]
                 site = Site(target.site, kernel, value, self.explicit)
-                site.active, site.calls = 1, self.rows[target].calls
+                site.active, site.counters = 1, [self.rows[target].calls]
                 self._sites.append(site)
                 self._made[key] = build(adapter, site)
             return self._made[key]

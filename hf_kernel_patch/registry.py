@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
@@ -155,18 +155,23 @@ def defaults(backend: str = "auto") -> dict[str, Kernel]:
 
 
 def select(
-    include: str | tuple[str, ...] | None, exclude: tuple[str, ...] = (), backend: str = "auto"
+    include: str | tuple[str, ...] | None,
+    exclude: tuple[str, ...] = (),
+    backend: str = "auto",
+    sources: Mapping[str, str] | None = None,
 ) -> dict[str, Kernel]:
     """The kernels that the settings choose, by op.
 
     Raises ValueError for an unknown name and for two kernels of one op, KernelUnavailableError for
     an explicit choice that cannot run here.
     """
-    for name in (*(() if include in (None, "auto") else include or ()), *exclude):
+    given = sources or {}
+    named = include if isinstance(include, tuple) else ()
+    for field, name in [*(("include", n) for n in named), *(("exclude", n) for n in exclude)]:
         if name not in kernels() and name not in ops():
-            raise unknown("kernel id or op", name, {*kernels(), *ops()})
+            raise unknown("kernel id or op", name, {*kernels(), *ops()}, given.get(field, ""))
     if backend not in backends():
-        raise unknown("backend", backend, backends())
+        raise unknown("backend", backend, backends(), given.get("backend", ""))
     if include is None:
         return {}
     if backend != "auto" and (why := _why_no_backend(backend)):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Settings:
     models: str | tuple[str, ...] = "all"
     backend: str = "auto"
     strict: bool = False
+    #: Where each field was given, for messages.
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,21 @@ def resolve(config: Any = None, **arguments: Any) -> Settings:
     if config is not None and not isinstance(config, KernelConfig):
         config = load_kernel_config(config)
     chosen: dict[str, Any] = {}
-    for field in fields(Settings):
-        name = field.name
+    sources: dict[str, str] = {}
+    for name in (one.name for one in fields(KernelConfig)):
         variable = _variable(name)
         if arguments.get(name, UNSET) is not UNSET:
-            chosen[name] = _read(name, arguments[name], f"the argument {name}")
+            value, sources[name] = arguments[name], f"the argument {name}"
         elif name != "exclude" and os.environ.get(variable, "").strip():
-            chosen[name] = _read(name, os.environ[variable], f"the variable {variable}")
+            value, sources[name] = os.environ[variable], f"the variable {variable}"
         elif config is not None and getattr(config, name) is not UNSET:
-            chosen[name] = _read(name, getattr(config, name), f"{name} in kernel_config")
+            value, sources[name] = getattr(config, name), f"{name} in kernel_config"
+        else:
+            continue
+        chosen[name] = _read(name, value, sources[name])
     if disabled():
         chosen["include"] = None
-    return replace(Settings(), **chosen)
+    return replace(Settings(), sources=sources, **chosen)
 
 
 def disabled() -> bool:

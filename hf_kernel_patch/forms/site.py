@@ -19,7 +19,7 @@ class Site:
     original, since somebody may have captured it while it was.
     """
 
-    __slots__ = ("_guard", "active", "calls", "explicit", "kernel", "name", "op", "original")
+    __slots__ = ("_guard", "active", "counters", "explicit", "kernel", "name", "op", "original")
 
     def __init__(self, name: str, kernel: Kernel, original: Any, explicit: bool):
         self.name = name
@@ -28,7 +28,8 @@ class Site:
         self.original = original
         self.explicit = explicit
         self.active = 0
-        self.calls: Counter[str] = Counter()
+        #: One for each patch that holds the site, so that each counts its own calls.
+        self.counters: list[Counter[str]] = []
         from hf_kernel_patch.ops.guard import why_not
 
         self._guard = why_not
@@ -42,5 +43,6 @@ class Site:
             return True
         reason = unless or self._guard(self.kernel, arguments) or self.kernel.refuse(*arguments)
         if counting:
-            self.calls[reason or SERVED] += 1
+            for counter in self.counters:
+                counter[reason or SERVED] += 1
         return reason is not None

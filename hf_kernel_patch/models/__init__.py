@@ -43,11 +43,11 @@ def register_model(architecture: Architecture) -> Architecture:
     return architecture
 
 
-def select(names: str | tuple[str, ...]) -> list[Architecture]:
+def select(names: str | tuple[str, ...], source: str = "") -> list[Architecture]:
     """The architectures that ``models=`` names; ValueError for an unknown name."""
     if isinstance(names, str):
         return list(architectures().values())
     for name in names:
         if name not in architectures():
-            raise unknown("model", name, architectures())
+            raise unknown("model", name, architectures(), source)
     return [architectures()[name] for name in names]

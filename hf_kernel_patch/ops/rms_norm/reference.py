@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 
 def rms_norm(
@@ -33,3 +34,23 @@ def rms_norm(
     if cast_first:
         return weight * normed.to(x.dtype)
     return (normed * (offset + weight.to(dtype))).to(x.dtype)
+
+
+def rms_norm_gated(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Llama's norm and then times the silu of a gate, as Qwen3-Next's linear attention has it.
+
+    Args:
+        x, gate: (..., H), floating point.
+        weight, eps, dtype: as :func:`rms_norm` takes them.
+
+    Returns:
+        (..., H) in x's dtype.
+    """
+    normed = rms_norm(x, weight, eps, dtype=dtype)
+    return (normed * F.silu(gate.to(dtype))).to(x.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -20,4 +21,17 @@ class TorchFusedSwiGLU(BaseKernel):
     def refuse(cls, gate: Any, up: Any, activation: str) -> str | None:
         if gate.dtype != up.dtype or gate.shape != up.shape:
             return "gate and up differ in dtype or shape"
+        return None
+
+
+@register_kernel
+class CudaFusedSwiGLU(TritonKernel):
+    kernel_id = "cuda_fused_swiglu"
+    op = "swiglu"
+    function = "hf_kernel_patch.ops.swiglu.triton:swiglu"
+
+    @classmethod
+    def refuse(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
+        if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
+            return "gate and up differ in dtype, shape or device"
         return None
