@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from functools import cache
 from types import MethodType
 from typing import Any
@@ -16,6 +16,7 @@ from hf_kernel_patch import models
 from hf_kernel_patch.errors import ForeignPatchError, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.forms import Site, build, forms
 from hf_kernel_patch.forms.fingerprint import innermost
+from hf_kernel_patch.forms.site import site_of
 from hf_kernel_patch.ledger import Attribute, Entry, Ledger
 from hf_kernel_patch.models import Architecture, Target
 from hf_kernel_patch.registry import Kernel
@@ -67,21 +68,32 @@ class Activation:
             if self in active:
                 active.remove(self)
             self._waiting.clear()
-            for site, counter in self._counted:
-                site.counters[:] = [one for one in site.counters if one is not counter]
-            self._counted.clear()
+            self._stop_counting(0)
             return self._take_back(0)
 
-    def imported(self, module: str) -> None:
-        """Patch a modelling module that has just been imported."""
-        with ledger.lock:
-            before = len(self._entries)
-            try:
-                self._cover([module])
-                self._speak()
-            except BaseException:
-                self._take_back(before)
-                raise
+    def _stop_counting(self, since: int) -> None:
+        for site, counter in self._counted[since:]:
+            site.counters[:] = [one for one in site.counters if one is not counter]
+        del self._counted[since:]
+
+    def imported(self, module: str) -> Callable[[], None]:
+        """Patch a modelling module that has just been imported; returns what takes that back."""
+        waiting, entries, counted = dict(self._waiting), len(self._entries), len(self._counted)
+
+        def take_back() -> None:
+            self._waiting, self._complaints = waiting, []
+            self._take_back(entries)
+            self._stop_counting(counted)
+            for _, row in waiting.get(module, []):
+                row.outcome, row.reason = PENDING, ""
+
+        try:
+            self._cover([module])
+            self._speak()
+        except BaseException:
+            take_back()
+            raise
+        return take_back
 
     def _take_back(self, since: int) -> list[str]:
         """Undo all entries but the first ``since``, newest first."""
@@ -161,7 +173,7 @@ class Activation:
         for module, name, value, reachable in found:
             made, row = classes[_owner(module, classes)]
             if reachable:
-                self._push(Attribute(module, name), MethodType(made, module))
+                self._push(Attribute(module, name, may_vanish=True), MethodType(made, module))
             elif name == "_old_forward" or "_old_forward" not in vars(module):
                 unreached.setdefault(row.site, (row, []))[1].append(value)
         for row, values in unreached.values():
@@ -231,11 +243,10 @@ def locate(target: Target) -> tuple[Any, str, Any] | str:
 
 def original_of(value: Any) -> Any:
     """What was there before a replacement, or a rebound copy, of ours."""
-    if (site := getattr(value, "__hf_kernel_patch__", None)) is not None:
+    if (site := site_of(value)) is not None:
         return original_of(site.original)
-    if (copied := getattr(value, "__hf_kernel_patch_copy_of__", None)) is not None:
-        return original_of(copied)
-    return value
+    copy, of = getattr(value, "__hf_kernel_patch_copy__", (None, None))
+    return original_of(of) if copy is not None and copy is value else value
 
 
 def _globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
@@ -307,10 +318,21 @@ def _hook(module: str) -> None:
 
 
 def _imported(module: Any) -> None:
-    _hooked.discard(module.__name__)
+    """What wrapt calls. Where a strict patch refuses the module, it is patched by none."""
+    name = module.__name__
+    _hooked.discard(name)
     with ledger.lock:
-        for activation in list(active):
-            activation.imported(module.__name__)
+        done: list[Callable[[], None]] = []
+        try:
+            for activation in list(active):
+                done.append(activation.imported(name))
+        except BaseException:
+            for take_back in reversed(done):
+                take_back()
+            # The import fails with this error; the next try has to meet the hook again.
+            sys.modules.pop(name, None)
+            _hook(name)
+            raise
 
 
 def raise_if_blocked(blocked: list[str]) -> None:

@@ -38,7 +38,7 @@ def missing_package(name: str) -> str | None:
 
 def why_not(device: str) -> str | None:
     """Why a device type cannot be used in this process, or None; "any" and "cpu" always can."""
-    if device in ("any", "cpu", current()):
+    if device in ("any", "cpu") or device == current():  # in this order: current() needs torch
         return None
     if device == "npu" and (why := missing_package("torch_npu") or _import_error("torch_npu")):
         return f"no npu device: torch_npu is not usable ({why})"

@@ -29,6 +29,6 @@ def unknown(kind: str, value: str, known: Iterable[str], source: str = "") -> Va
     """
     names = sorted(known)
     near = get_close_matches(value, names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     where = f" in {source}" if source else ""
     return ValueError(f"unknown {kind} {value!r}{where}{hint} Known: {', '.join(names)}")

@@ -27,7 +27,7 @@ from hf_kernel_patch.models import Target
 from hf_kernel_patch.registry import BaseKernel, Kernel
 from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.settings import is_rank_zero
-from hf_kernel_patch.subclass import rebound, refers_to, subclass
+from hf_kernel_patch.subclass import forget_scope, rebound, refers_to, subclass
 
 logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
@@ -96,6 +96,8 @@ class Application:
         if not self.alive():
             for site in self._sites:
                 site.active = 0
+            for made in self._made.values():
+                forget_scope(made)
             if self in applications:
                 applications.remove(self)
         return blocked
@@ -181,7 +183,7 @@ class Application:
         own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
         reached = [name for name in own if is_plain_bound(own[name], module, before)]
         for name in reached:
-            self._push(Attribute(module, name), module, MethodType(made, module))
+            self._push(Attribute(module, name, may_vanish=True), module, MethodType(made, module))
         if own and not reached:
             row.outcome = SHADOWED
             owned = describe(next(iter(own.values())))
@@ -246,10 +248,7 @@ def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
     """Make what a kernel's own ``apply`` does to a model reversible, and undo it if it raises."""
     require_model(model)
     with ledger.lock:
-        before = [
-            (module, type(module), dict(vars(module)), dict(module._modules))
-            for module in model.modules()
-        ]
+        before = [(module, type(module), _contents(module)) for module in model.modules()]
         application = Application({kernel.op or kernel.kernel_id: kernel}, explicit=True)
         try:
             yield
@@ -272,16 +271,24 @@ def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
             )
 
 
-def _record(application: Application, before: list[tuple[Any, type, Any, Any]]) -> None:
-    for module, kind, attributes, children in before:
+def _contents(module: Any) -> list[tuple[Any, dict[Any, Any]]]:
+    """The module's own mappings (attributes, parameters, children, hooks), each with a copy."""
+    own = vars(module)
+    return [(held, dict(held)) for held in (own, *own.values()) if isinstance(held, dict)]
+
+
+def _record(application: Application, before: list[tuple[Any, type, Any]]) -> None:
+    """Enter every change since ``before``."""
+    for module, kind, contents in before:
         if type(module) is not kind:
             application.record(ClassOf(module), module, kind)
-        for mapping, old, slot in (
-            (vars(module), attributes, lambda name, m=module: Attribute(m, name)),
-            (module._modules, children, lambda name, m=module: Item(m._modules, name)),
-        ):
-            for name in [n for n in {*mapping, *old} if mapping.get(n) is not old.get(n)]:
-                application.record(slot(name), module, old.get(name, MISSING))
+        for mapping, old in contents:
+            for name in [*mapping, *(name for name in old if name not in mapping)]:
+                was = old.get(name, MISSING)
+                if mapping.get(name, MISSING) is not was:
+                    own = mapping is vars(module)
+                    slot = Attribute(module, name) if own else Item(mapping, name, old)
+                    application.record(slot, module, was)
 
 
 def release(model: Any = None) -> list[str]:

@@ -1,15 +1,16 @@
 """Reversible replacement of attributes and mapping items.
 
-Every patch is an entry on the stack of its slot. Removing one, in whatever order, leaves the
-newest remaining entry in force; removing the last puts back the very object that was there.
+Every patch is an entry on the stack of its slot and holds what was there before it. Removing one,
+in whatever order, leaves the newest remaining entry in force; removing the last puts back the very
+object that was there.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 MISSING: Any = object()
@@ -18,7 +19,9 @@ MISSING: Any = object()
 class Attribute:
     """An attribute of a module, class or instance, held weakly; an inherited one is missing."""
 
-    def __init__(self, owner: Any, name: str):
+    def __init__(self, owner: Any, name: str, may_vanish: bool = False):
+        #: Whether others may delete it in their own right, as a hook that is removed does.
+        self.may_vanish = may_vanish
         self._owner, self.name = weakref.ref(owner), name
         self.key = (id(owner), name)
         place = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None)
@@ -53,10 +56,15 @@ class ClassOf(Attribute):
 
 
 class Item:
-    """An item of a mapping, such as a registry of transformers."""
+    """An item of a mapping, such as a registry of transformers.
 
-    def __init__(self, mapping: MutableMapping[Any, Any], name: Any):
-        self.mapping, self.name = mapping, name
+    ``order`` is the mapping's keys as they were, to bring a deleted item back to its place.
+    """
+
+    may_vanish = False
+
+    def __init__(self, mapping: MutableMapping[Any, Any], name: Any, order: Iterable[Any] = ()):
+        self.mapping, self.name, self._order = mapping, name, list(order)
         self.key = (id(mapping), name)
         self.label = f"{type(mapping).__name__}[{name!r}]"
 
@@ -66,8 +74,13 @@ class Item:
     def write(self, value: Any) -> None:
         if value is MISSING:
             del self.mapping[self.name]
-        else:
-            self.mapping[self.name] = value
+            return
+        added = self.name not in self.mapping
+        self.mapping[self.name] = value
+        if added and self.name in self._order:
+            for later in self._order[self._order.index(self.name) + 1 :]:
+                if later in self.mapping:
+                    self.mapping[later] = self.mapping.pop(later)
 
     def gone(self) -> bool:
         return False
@@ -78,16 +91,11 @@ Slot = Attribute | Item
 
 @dataclass(eq=False)
 class Entry:
-    """One replacement in force."""
+    """One replacement in force, and what was there before it."""
 
     slot: Slot
     value: Any
-
-
-@dataclass
-class _Stack:
-    original: Any
-    entries: list[Entry] = field(default_factory=list)
+    before: Any
 
 
 class Ledger:
@@ -95,17 +103,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._stacks: dict[tuple[int, Any], _Stack] = {}
+        self._stacks: dict[tuple[int, Any], list[Entry]] = {}
 
     def push(self, slot: Slot, value: Any) -> Entry:
         """Put ``value`` into ``slot`` and remember what was there."""
         with self.lock:
-            stack = self._stacks.get(slot.key)
-            if stack is None or stack.entries[-1].slot.gone():
-                stack = _Stack(slot.read())
+            entry = Entry(slot, value, slot.read())
             slot.write(value)
-            self._stacks[slot.key] = stack
-            stack.entries.append(entry := Entry(slot, value))
+            stack = self._stacks.get(slot.key, [])
+            if stack and stack[-1].slot.gone():  # another object that had the same id
+                stack = []
+            self._stacks[slot.key] = [*stack, entry]
             return entry
 
     def pop(self, entry: Entry) -> str | None:
@@ -114,22 +122,26 @@ class Ledger:
         Removing an entry that is no longer there does nothing.
         """
         with self.lock:
-            stack = self._stacks.get(entry.slot.key)
-            if stack is None or entry not in stack.entries:
+            stack = self._stacks.get(entry.slot.key, [])
+            if entry not in stack:
                 return None
-            top = stack.entries[-1]
-            stack.entries.remove(entry)
-            if not stack.entries:
+            place = stack.index(entry)
+            above = stack[place + 1] if place + 1 < len(stack) else None
+            self._stacks[entry.slot.key] = stack = stack[:place] + stack[place + 1 :]
+            if not stack:
                 del self._stacks[entry.slot.key]
             if entry.slot.gone():
                 return None
-            current = entry.slot.read()
-            wanted = stack.entries[-1].value if stack.entries else stack.original
-            if current is wanted:
+            current = above.before if above else entry.slot.read()
+            if current is entry.before or (current is MISSING and entry.slot.may_vanish):
                 return None
-            if current is not top.value:
-                return None if stack.entries else f"{entry.slot.label} (now {_describe(current)})"
-            entry.slot.write(wanted)
+            if current is not entry.value:
+                # Named once, by the last of ours in this place.
+                return None if stack else f"{entry.slot.label} (now {_describe(current)})"
+            if above:
+                above.before = entry.before
+            else:
+                entry.slot.write(entry.before)
             return None
 
 

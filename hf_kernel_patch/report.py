@@ -128,9 +128,10 @@ class PatchReport:
         return f"<PatchReport: {self.summary()}>"
 
     def __rich__(self) -> Any:
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.summary(), title_justify="left")
+        table = Table(title=escape(self.summary()), title_justify="left")
         for name in ("outcome", "site", "kernel", "details"):
             table.add_column(name, overflow="fold")
         colours = {PATCHED: "green", PENDING: "cyan", SKIPPED: "yellow", SHADOWED: "yellow"}
@@ -138,7 +139,8 @@ class PatchReport:
             site = row.site.removeprefix("transformers.models.")
             colour = colours.get(row.outcome, "")
             outcome = f"[{colour}]{row.outcome}[/]" if colour else row.outcome
-            table.add_row(outcome, site, row.kernel, _details(row).removeprefix(": "))
+            details = escape(_details(row).removeprefix(": "))
+            table.add_row(outcome, escape(site), escape(row.kernel), details)
         return table
 
 

@@ -35,7 +35,7 @@ class Settings:
     models: str | tuple[str, ...] = "all"
     backend: str = "auto"
     strict: bool = False
-    #: Where each field was given, for messages.
+    #: Where a field was given, for messages, unless it was an argument.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -62,14 +62,16 @@ def resolve(config: Any = None, **arguments: Any) -> Settings:
     for name in (one.name for one in fields(KernelConfig)):
         variable = _variable(name)
         if arguments.get(name, UNSET) is not UNSET:
-            value, sources[name] = arguments[name], f"the argument {name}"
+            value, source = arguments[name], f"the argument {name}"
         elif name != "exclude" and os.environ.get(variable, "").strip():
-            value, sources[name] = os.environ[variable], f"the variable {variable}"
+            value = os.environ[variable]
+            source = sources[name] = f"the variable {variable}"
         elif config is not None and getattr(config, name) is not UNSET:
-            value, sources[name] = getattr(config, name), f"{name} in kernel_config"
+            value = getattr(config, name)
+            source = sources[name] = f"{name} in kernel_config"
         else:
             continue
-        chosen[name] = _read(name, value, sources[name])
+        chosen[name] = _read(name, value, source)
     if disabled():
         chosen["include"] = None
     return replace(Settings(), sources=sources, **chosen)

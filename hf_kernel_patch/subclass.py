@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import itertools
 import sys
 from types import CellType, FunctionType, ModuleType
@@ -25,7 +26,10 @@ def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
 
     def reduce(self: Any, protocol: Any) -> Any:
         make, arguments, *rest = root.__reduce_ex__(self, protocol)
-        return make, tuple(root if value is type(self) else value for value in arguments), *rest
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            # Pickle insists that the class it gets is the object's own; this way of making it not.
+            make, arguments = copyreg._reconstructor, (type(self), object, None)  # type: ignore[attr-defined]
+        return make, tuple(root if part is type(self) else part for part in arguments), *rest
 
     def twin(self: Any, memo: dict[int, Any] | None) -> Any:
         other = root.__new__(root)
@@ -98,5 +102,12 @@ def _copy(function: Any, scope: dict[str, Any], cells: tuple[CellType, ...] | No
     made.__dict__.update(function.__dict__)
     made.__module__, made.__qualname__ = function.__module__, function.__qualname__
     made.__doc__, made.__annotations__ = function.__doc__, function.__annotations__
-    made.__hf_kernel_patch_copy_of__ = function  # type: ignore[attr-defined]
+    made.__hf_kernel_patch_copy__ = (made, function)  # type: ignore[attr-defined]
     return made
+
+
+def forget_scope(function: Any) -> None:
+    """Take the scope that ``rebound`` made for a function out of ``sys.modules``."""
+    name = innermost(function).__globals__.get("__name__", "")
+    if "__hf_kernel_patch_" in name:
+        sys.modules.pop(name, None)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-
-@cache
-def _names() -> dict[type, str]:
-    """Activation class -> the ops' name for it, as the installed transformers has them."""
-    from torch import nn
-    from transformers.activations import ACT2FN
-
-    names: dict[type, str] = {nn.SiLU: "silu"}
-    for key, name in (("silu", "silu"), ("swish", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
-        names[type(ACT2FN[key])] = name
-    return names
+#: (module, class) -> the ops' name of the function that it computes.
+_NAMES = {
+    ("torch.nn.modules.activation", "SiLU"): "silu",
+    ("transformers.activations", "SiLUActivation"): "silu",
+    ("transformers.activations", "GELUTanh"): "gelu_tanh",
+    ("transformers.activations", "PytorchGELUTanh"): "gelu_tanh",
+}
 
 
 def activation_of(module: Any) -> tuple[str, str | None]:
     """("silu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it)."""
-    name = _names().get(type(module), "")
+    kind = type(module)
+    name = _NAMES.get((kind.__module__, kind.__qualname__), "")
     if not name:
         return "", f"the activation {type(module).__name__} has no fused form"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if touched(module):
         return "", "a hook on the activation needs the original"
     return name, None
+
+
+def touched(module: Any) -> bool:
+    """Whether calling the module does more than its class's forward."""
+    own = vars(module).get("forward")
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or (own is not None and getattr(own, "__func__", None) is not type(module).forward)
+    )

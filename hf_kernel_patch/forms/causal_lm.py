@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
 from hf_kernel_patch.forms.site import Site
 
@@ -132,7 +133,7 @@ def _why_not(model: Any, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
     if type(head) is not nn.Linear or head.bias is not None:
         return f"the head is a {type(head).__name__} or has a bias"
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
+    if touched(head):
         return "a hook on the head needs the original"
     if model.loss_function is not ForCausalLMLoss:
         return "the model has another loss function"

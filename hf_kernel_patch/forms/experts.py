@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hf_kernel_patch.forms.activation import activation_of
+from hf_kernel_patch.forms.activation import activation_of, touched
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
 from hf_kernel_patch.forms.site import Site
 
@@ -170,11 +170,11 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
     gate_up, down = [], []
     for expert in experts:
         parts = [expert._modules.get(name) for name in names]
-        if _touched(expert) or any(
+        if touched(expert) or any(
             type(part) is not nn.Linear
             or part.bias is not None
             or type(part.weight) is not nn.Parameter
-            or _touched(part)
+            or touched(part)
             for part in parts
         ):
             why_not = why_not or "an expert is wrapped, hooked or has a bias"
@@ -186,13 +186,6 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
 
 
 _GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
-
-
-def _touched(module: Any) -> bool:
-    """Whether calling the module does more than its class's forward."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    ) or "forward" in vars(module)
 
 
 def _block(name: str, jitter: str = "", renormalise: str = _IF_ASKED, shared: str = "") -> None:

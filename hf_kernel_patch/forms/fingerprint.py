@@ -10,6 +10,8 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
+from hf_kernel_patch.forms.site import site_of
+
 
 @cache
 def canonical(source: str) -> str:
@@ -72,8 +74,7 @@ def innermost(value: Any) -> Callable[..., Any]:
     that a replacement would drop.
     """
     while True:
-        site = getattr(value, "__hf_kernel_patch__", None)
-        if site is not None:
+        if (site := site_of(value)) is not None:
             value = site.original
         elif _belongs_to(value, "transformers") and hasattr(value, "__wrapped__"):
             value = value.__wrapped__

@@ -92,6 +92,7 @@ def build(adapter: Adapter, site: Site) -> Callable[..., Any]:
     keep = ("__dict__",) if inspect.isfunction(site.original) else ()
     update_wrapper(replacement, site.original, updated=keep)
     replacement.__hf_kernel_patch__ = site  # type: ignore[attr-defined]
+    site.replacement = replacement
     return replacement
 
 

@@ -19,7 +19,17 @@ class Site:
     original, since somebody may have captured it while it was.
     """
 
-    __slots__ = ("_guard", "active", "counters", "explicit", "kernel", "name", "op", "original")
+    __slots__ = (
+        "_guard",
+        "active",
+        "counters",
+        "explicit",
+        "kernel",
+        "name",
+        "op",
+        "original",
+        "replacement",
+    )
 
     def __init__(self, name: str, kernel: Kernel, original: Any, explicit: bool):
         self.name = name
@@ -27,6 +37,7 @@ class Site:
         self.op = kernel.load()
         self.original = original
         self.explicit = explicit
+        self.replacement: Any = None
         self.active = 0
         #: One for each patch that holds the site, so that each counts its own calls.
         self.counters: list[Counter[str]] = []
@@ -46,3 +57,9 @@ class Site:
             for counter in self.counters:
                 counter[reason or SERVED] += 1
         return reason is not None
+
+
+def site_of(value: Any) -> Site | None:
+    """The site whose replacement the value is; a wrapper that copied its attributes is not it."""
+    site = getattr(value, "__hf_kernel_patch__", None)
+    return site if isinstance(site, Site) and site.replacement is value else None

@@ -1,0 +1,6 @@
+"""``python -m hf_kernel_patch``: the command line."""
+
+from hf_kernel_patch.cli import main
+
+if __name__ == "__main__":
+    main()
