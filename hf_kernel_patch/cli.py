@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -166,7 +166,14 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Training steps of each run.")] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Training steps of each run; by default 100, or what 75 seconds allow.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda or npu; by default what is here.", show_default=False),
@@ -197,7 +204,7 @@ def _check_program(arguments: list[str]) -> None:
         raise ValueError(f"no such file: {first}{hint}")
 
 
-def _check_choice(given: dict[str, str]) -> None:
+def _check_choice(given: dict[str, Any]) -> None:
     """Raise here, before the program starts, what patching in it would raise."""
     from hf_kernel_patch import settings
     from hf_kernel_patch.api import patched
@@ -205,7 +212,7 @@ def _check_choice(given: dict[str, str]) -> None:
     wanted = settings.resolve(**given)
     # Whether "auto" finds something is no error, and finding out would import torch.
     idle = wanted.include == "auto" and wanted.backend == "auto"
-    patched(None if idle else wanted.include, models=wanted.models, backend=wanted.backend)
+    patched(**{**given, "include": None} if idle else given)
 
 
 @contextmanager

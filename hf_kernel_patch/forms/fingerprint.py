@@ -92,6 +92,10 @@ def _belongs_to(value: Any, package: str) -> bool:
 def _kernels_func(value: Any) -> Any:
     """The function inside the module object that ``kernels`` makes of a decorated function."""
     kind = type(value)
-    if kind.__module__ != "kernels.layer.layer" or "forward" in vars(value):
+    if kind.__module__ != "kernels.layer.layer":
+        return None
+    # kernelize binds the class's own forward when it finds no kernel.
+    own = vars(value).get("forward")
+    if own is not None and getattr(own, "__func__", None) is not kind.forward:
         return None
     return inspect.getclosurevars(kind.forward).nonlocals.get("func")

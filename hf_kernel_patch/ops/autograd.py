@@ -19,6 +19,8 @@ def eager_gradients(
     ``torch.is_grad_enabled()`` in the backward.
     """
     with torch.enable_grad():
+        # Views, so that a tensor given twice, or one computed from another, is its own variable.
+        tensors = [tensor.view_as(tensor) for tensor in tensors]
         outputs = function(*tensors)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [tensor for tensor in tensors if tensor.requires_grad]

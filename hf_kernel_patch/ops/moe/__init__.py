@@ -29,3 +29,33 @@ class TorchFusedMoE(BaseKernel):
         if hidden.dtype != last.dtype:
             return "the hidden states and the experts differ in dtype"
         return None
+
+
+@register_kernel
+class NpuFusedMoE(BaseKernel):
+    kernel_id = "npu_fused_moe"
+    op = "moe"
+    device = "npu"
+    backend = "npu"
+    default_on = ("npu",)
+    requires = ("torch", "torch_npu")
+    function = "hf_kernel_patch.ops.moe.npu:moe"
+
+    @classmethod
+    def refuse(
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+    ) -> str | None:
+        if activation != "silu":
+            return f"npu_swiglu computes silu, not {activation}"
+        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
+            return why
+        experts = [*gate_up[0], down[0]] if isinstance(down, list) else [gate_up, down]
+        if not hidden.numel():
+            return "there is no token"
+        if any(one.device != hidden.device or not one.is_contiguous() for one in experts):
+            return "the experts are on another device or not contiguous"
+        if len(down) > 1024 or any(size >= 65536 for one in experts for size in one.shape[-2:]):
+            return "npu_grouped_matmul takes 1024 experts and widths under 65536"
+        if index is not None and (index.numel() >= 16777215 or index.shape[-1] > 512):
+            return "npu_moe_token_permute takes 512 experts a token and 16777214 pairs"
+        return None

@@ -45,6 +45,8 @@ def moe(
         second: Any = down[expert]
         gate_weight, up_weight = first.chunk(2) if isinstance(first, torch.Tensor) else first
         token, slot = torch.where(index == expert)
+        if not len(token):
+            continue  # and so, in a list, no gradient
         x = wide[token]
         gate, up = F.linear(x, gate_weight.to(dtype)), F.linear(x, up_weight.to(dtype))
         act = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")

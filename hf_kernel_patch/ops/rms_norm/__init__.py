@@ -30,3 +30,22 @@ class CudaFusedRMSNorm(TritonKernel):
         if weight.shape != x.shape[-1:] or weight.shape[0] > 65536:
             return "the weight is not one number an element of a row of at most 65536"
         return None
+
+
+@register_kernel
+class NpuFusedRMSNorm(BaseKernel):
+    kernel_id = "npu_fused_rmsnorm"
+    op = "rms_norm"
+    device = "npu"
+    backend = "npu"
+    default_on = ("npu",)
+    requires = ("torch", "torch_npu")
+    function = "hf_kernel_patch.ops.rms_norm.npu:rms_norm"
+
+    @classmethod
+    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
+        if weight.shape != x.shape[-1:]:
+            return "the weight is not one number an element of a row"
+        if not 2 <= x.dim() <= 8 or not x.numel():
+            return "npu_rms_norm takes 2 to 8 dimensions and an element at least"
+        return None

@@ -57,3 +57,27 @@ def why_not(q: Any, k: Any, cos: Any, sin: Any, heads: int) -> str | None:
     if not q.device == k.device == cos.device == sin.device:
         return "the tensors are on different devices"
     return None
+
+
+@register_kernel
+class NpuFusedRoPE(BaseKernel):
+    kernel_id = "npu_fused_rope"
+    op = "rope"
+    device = "npu"
+    backend = "npu"
+    default_on = ("npu",)
+    requires = ("torch", "torch_npu")
+    function = "hf_kernel_patch.ops.rope.npu:rope"
+
+    @classmethod
+    def refuse(
+        cls, q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1, cast: bool = False
+    ) -> str | None:
+        heads = unsqueeze_dim % 4  # of the four dimensions that cos has then
+        if why := why_not(q, k, cos, sin, heads):
+            return why
+        if cos.shape[1] != q.shape[3 - heads] or not (q.numel() and k.numel()):
+            return "there are no angles for every token, or nothing to rotate"
+        if cos.shape[-1] >= 896 or max(q.shape[0], q.shape[heads], k.shape[heads]) >= 1000:
+            return "npu_rotary_mul takes widths under 896, batches and heads under 1000"
+        return None

@@ -35,3 +35,25 @@ class CudaFusedSwiGLU(TritonKernel):
         if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
             return "gate and up differ in dtype, shape or device"
         return None
+
+
+@register_kernel
+class NpuFusedSwiGLU(BaseKernel):
+    kernel_id = "npu_fused_swiglu"
+    op = "swiglu"
+    device = "npu"
+    backend = "npu"
+    default_on = ("npu",)
+    requires = ("torch", "torch_npu")
+    function = "hf_kernel_patch.ops.swiglu.npu:swiglu"
+
+    @classmethod
+    def refuse(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
+        # npu_geglu's page does not say which half it activates, npu_gelu_mul has no backward.
+        if activation != "silu":
+            return f"npu_swiglu computes silu, not {activation}"
+        if gate.dtype != up.dtype or gate.shape != up.shape:
+            return "gate and up differ in dtype or shape"
+        if not 1 <= gate.dim() <= 8 or not gate.numel():
+            return "npu_swiglu takes 1 to 8 dimensions and an element at least"
+        return None

@@ -1,0 +1,251 @@
+"""``python -m benchmarks``: ops, e2e, decode, imports, report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+import hf_kernel_patch
+from benchmarks import cases, e2e, imports, launch, models, results, shapes, tables, variants
+from benchmarks.environment import DTYPES, default_device, default_dtype, header, slug
+from benchmarks.ops import OPS
+from benchmarks.timing import limits, reason
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(width=140, highlight=False)
+
+Device = Annotated[str, typer.Option(help="cuda, cpu, ...; the accelerator by default")]
+Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}; bf16, on a CPU fp32, by default")]
+Out = Annotated[Path | None, typer.Option(help="folder of the results")]
+Only = Annotated[str, typer.Option(help="comma-separated providers, or variants, to measure")]
+Quick = Annotated[bool, typer.Option("--quick", help="tiny shapes, to see that all runs")]
+Model = Annotated[str, typer.Argument(help=", ".join(models.names()))]
+Layers = Annotated[int | None, typer.Option(help="layers instead of the model's own")]
+Include = Annotated[str, typer.Option(help="what to patch: auto, or kernel ids and op names")]
+Limit = Annotated[float, typer.Option(help="seconds for one variant")]
+
+
+@app.callback()
+def guard() -> None:
+    """Measures ops and whole models against the peers that are installed."""
+    if hf_kernel_patch.status().rows:
+        raise typer.BadParameter("transformers is patched already: unset HF_KERNEL_PATCH")
+
+
+@app.command()
+def ops(
+    names: Annotated[list[str] | None, typer.Argument(help=", ".join(OPS))] = None,
+    device: Device = "",
+    dtype: Dtype = "",
+    quick: Quick = False,
+    out: Out = None,
+    only: Only = "",
+    shape: Annotated[str, typer.Option(help="only shapes whose label contains this")] = "",
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile")] = True,
+    launches: Annotated[bool, typer.Option("--launch", help="host time of a call instead")] = False,
+    limit: Annotated[float, typer.Option(help="seconds after which no shape is begun")] = 540.0,
+) -> None:
+    """Every op, or the named ones: time, share of the limit, memory and error, by shape."""
+    begin = time.monotonic()
+    for name in names or ():
+        _known(name, OPS)
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    wanted = [c for c in shapes.cases(device, quick, launches) if not names or c.op in names]
+    wanted = [case for case in wanted if shape in case.label]
+    torch.manual_seed(0)
+    result = header("launch" if launches else "ops", device, dtype)
+    result |= {"absent": {}, "skipped": [], "rows": []}
+    if not launches:
+        result["limits"] = limits(device, DTYPES[dtype], quick)
+    label = ["launch"] * launches + (names or ["ops"]) + ["quick"] * quick
+    folder, file = _folder(out, device), slug("-".join(label))
+    for case in wanted:
+        if time.monotonic() - begin > limit:
+            result["skipped"].append(f"{case.op} {case.label}")
+            continue
+        began = time.monotonic()
+        rows, absent = _case(result, case, device, DTYPES[dtype], only, compiled, quick, launches)
+        took = time.monotonic() - began
+        result["absent"].setdefault(case.op, {}).update(absent)
+        result["rows"] += [{**row, "case_s": round(took, 1)} for row in rows]
+        results.write(result, folder, file)
+        console.print(f"{case.op} {case.label}: {took:.1f} s", style="dim")
+    _show(result, folder / f"{file}.json")
+
+
+def _case(
+    result: dict[str, Any],
+    case: shapes.Case,
+    device: str,
+    dtype: torch.dtype,
+    only: str,
+    compiled: bool,
+    quick: bool,
+    launches: bool,
+) -> tuple[list[cases.Row], dict[str, str]]:
+    builders, absent = cases.providers(case, device, compiled and case.compiled)
+    if only:
+        builders = {name: made for name, made in builders.items() if name in only.split(",")}
+    try:
+        if launches:
+            return launch.run(case, builders, device, dtype, batches=2 if quick else 15), absent
+        seconds = 0.002 if quick else 0.3
+        return cases.run(case, builders, device, dtype, result["limits"], seconds), absent
+    except Exception as error:  # the inputs do not fit, or a provider broke the device
+        row = {"op": case.op, "case": case.label, "phase": "inputs", "provider": "all"}
+        return [row | {"error": reason(error)}], absent
+
+
+@app.command("e2e")
+def training(
+    model: Model,
+    device: Device = "",
+    dtype: Dtype = "",
+    quick: Quick = False,
+    out: Out = None,
+    only: Only = "",
+    include: Include = "auto",
+    without_loss: Annotated[
+        bool, typer.Option("--without-loss", help="the loss stays transformers' own")
+    ] = False,
+    adamw: Annotated[bool, typer.Option("--adamw", help="the optimizer's step too")] = False,
+    layers: Layers = None,
+    batch: int | None = None,
+    length: int | None = None,
+    steps: int | None = None,
+    limit: Limit = 400.0,
+) -> None:
+    """A training step of a model, forward and backward, in every variant."""
+    sizes = {"batch": batch, "length": length, "steps": steps}
+    options = {"include": include, "loss_left": without_loss, "adamw": adamw, "limit": limit}
+    _model("e2e", model, device, dtype, quick, out, only, layers, options | sizes)
+
+
+@app.command()
+def decode(
+    model: Model,
+    device: Device = "",
+    dtype: Dtype = "",
+    quick: Quick = False,
+    out: Out = None,
+    only: Only = "",
+    include: Include = "auto",
+    layers: Layers = None,
+    batch: int | None = None,
+    prompt: int | None = None,
+    new: Annotated[int | None, typer.Option(help="tokens to decode")] = None,
+    limit: Limit = 400.0,
+) -> None:
+    """Greedy decoding by ``generate``: milliseconds a token, in every variant."""
+    sizes = {"batch": batch, "prompt": prompt, "new": new}
+    options = {"include": include, "limit": limit}
+    _model("decode", model, device, dtype, quick, out, only, layers, options | sizes)
+
+
+def _model(
+    kind: str,
+    model: str,
+    device: str,
+    dtype: str,
+    quick: bool,
+    out: Path | None,
+    only: str,
+    layers: int | None,
+    options: dict[str, Any],
+) -> None:
+    _known(model, models.names())
+    chosen = tuple(filter(None, only.split(",")))
+    for name in chosen:
+        _known(name, variants.VARIANTS)
+    device = _device(device)
+    result, path = e2e.run(
+        kind,
+        model,
+        device,
+        _dtype(dtype, device),
+        _folder(out, device),
+        quick=quick,
+        layers=layers,
+        only=chosen,
+        told=lambda row: console.print(f"{row['variant']} done", style="dim"),
+        **options,
+    )
+    _show(result, path)
+
+
+@app.command("imports")
+def import_time(quick: Quick = False, out: Out = None) -> None:
+    """The time that importing hf_kernel_patch takes, beside an empty Python."""
+    result = header("imports", "cpu", "") | {"rows": [imports.measure(2 if quick else 15)]}
+    path = results.write(result, _folder(out, "cpu"), "imports")
+    row = result["rows"][0]
+    console.print(f"import hf_kernel_patch: {row['statement_ms']:.1f} ms, ", end="")
+    console.print(f"{row['more_ms']:.1f} ms more than an empty process; heavy: {row['heavy']}")
+    console.print(path)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path] | None, typer.Argument(help="folders of results")] = None,
+    into: Annotated[Path, typer.Option(help="the file to write")] = Path("benchmarks/RESULTS.md"),
+) -> None:
+    """RESULTS.md and its charts from the results; sections of other devices in it stay."""
+    from benchmarks import markdown
+
+    found = results.read(folders or [Path("benchmarks/results")])
+    for written in markdown.write(results.merge(found), into):
+        console.print(written)
+
+
+def _show(result: dict[str, Any], path: Path) -> None:
+    """The tables, what failed, and where the numbers are."""
+    rows = result["rows"]
+    shown = (
+        [tables.of_models(result)] if result["kind"] in ("e2e", "decode") else tables.of_ops(rows)
+    )
+    for table in shown:
+        console.print(table)
+    for line in tables.failures(rows):
+        console.print(f"failed: {line}")
+    versions = " ".join(f"{name} {found}" for name, found in result["versions"].items())
+    console.print(f"{result['device']['name']}, {result['dtype']}; {versions}")
+    if "limits" in result:
+        copy, rate = result["limits"]["copy_gbs"], result["limits"]["matmul_tflops"]
+        console.print(f"limits: copy {copy:.0f} GB/s, matrix product {tables.number(rate)} TFLOP/s")
+    if result.get("changes"):
+        console.print(f"cut for this device: {result['changes']}")
+    if result.get("skipped"):
+        console.print(f"out of time, not measured: {len(result['skipped'])} shapes")
+    console.print(path)
+
+
+def _known(name: str, names: Any) -> None:
+    if name not in names:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}")
+
+
+def _device(name: str) -> str:
+    found = default_device()
+    if name and name not in ("cpu", found):
+        raise typer.BadParameter(f"no {name} device here, but {found}")
+    return name or found
+
+
+def _dtype(name: str, device: str) -> str:
+    if name:
+        _known(name, DTYPES)
+    return name or default_dtype(device)
+
+
+def _folder(out: Path | None, device: str) -> Path:
+    return out or Path("benchmarks/results") / slug(header("", device, "")["device"]["name"])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,64 @@
+"""One chart a section: shares of the limit, tokens a second, milliseconds a token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+
+Row = dict[str, Any]
+#: By kind: the figure of a row, its scale, and the axis that it is drawn on.
+_FIGURES: dict[str, tuple[str, float, str]] = {
+    "ops": ("share", 100.0, "% of the measured limit"),
+    "launch": ("median_s", 1e6, "host time of a call, us"),
+    "e2e": ("tokens_per_s", 1e-3, "thousand tokens a second"),
+    "decode": ("ms_per_token", 1.0, "ms a token"),
+}
+
+
+def draw(kind: str, title: str, rows: list[Row], path: Path) -> bool:
+    """Write a bar chart of a section; False where there is nothing to draw."""
+    if kind not in _FIGURES:
+        return False
+    key, scale, axis = _FIGURES[kind]
+    bars = {(_group(kind, row), _name(row)): row[key] * scale for row in rows if key in row}
+    if not bars:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = list(dict.fromkeys(group for group, _ in bars))
+    names = list(dict.fromkeys(name for _, name in bars))
+    width = 0.8 / len(names)
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.16 * len(bars)), 4.5))
+    for place, name in enumerate(names):
+        found = [(i, bars[group, name]) for i, group in enumerate(groups) if (group, name) in bars]
+        left = [i + (place - (len(names) - 1) / 2) * width for i, _ in found]
+        drawn = axes.bar(left, [value for _, value in found], width, label=name)
+        labels = [tables.number(value) for _, value in found]
+        axes.bar_label(drawn, labels, fontsize=6, rotation=90, padding=2)
+    axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(axis)
+    axes.set_title(title, fontsize=10)
+    axes.margins(y=0.15)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+    return True
+
+
+def _group(kind: str, row: Row) -> str:
+    if kind == "ops":
+        return f"{row['case']}\n{row['phase']}"
+    if kind == "launch":
+        return str(row["op"])
+    loss = ", loss left" if row.get("loss_of") == "transformers" else ""
+    return f"batch {row['batch']}{loss}"
+
+
+def _name(row: Row) -> str:
+    return str(row.get("provider") or row["variant"])

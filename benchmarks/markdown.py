@@ -1,0 +1,202 @@
+"""RESULTS.md from the results: a section a device and subject, with its chart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import charts, tables
+from benchmarks.environment import slug
+
+Row = dict[str, Any]
+PREAMBLE = """\
+# Results
+
+Made by `python -m benchmarks report`; do not edit. Times are medians of rounds in which all
+providers take turns. A share is of the limit measured in the same run: the fewest bytes that the
+op has to move over the copy bandwidth (read plus write), or its operations over the rate of a
+matrix product, whichever takes longer. Phases: "forward" records gradients, "inference" does not,
+"backward" is the backward alone, "step" is both. Errors are ||out - ref|| / ||ref|| against
+float64, the largest over all shapes. Inputs are random; an accelerator's cache is overwritten
+before every timed call. Kernel ids are ours; "patched" is the original of transformers with that
+kernel in its place.
+"""
+
+
+def write(sections: dict[tuple[str, str], dict[str, Any]], into: Path) -> list[Path]:
+    """Write the sections into the file, in place of older ones of the same title; what was written.
+
+    Sections of other devices and subjects stay as they are.
+    """
+    texts = _read(into)
+    written = []
+    for (device, subject), section in sections.items():
+        title = f"{device}: {subject}"
+        chart = into.parent / "charts" / f"{slug(title)}.png"
+        rows = list(section["rows"].values())
+        text = [*_about(rows), *_BODIES[section["kind"]](rows)]
+        if charts.draw(section["kind"], title, rows, chart):
+            text += [f"![{title}]({chart.relative_to(into.parent)})", ""]
+            written.append(chart)
+        texts[title] = "\n".join(text)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in texts.items())
+    into.write_text(f"{PREAMBLE}\n{body}")
+    return [into, *written]
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The sections of a file by title; none where there is no file."""
+    if not path.exists():
+        return {}
+    _, *parts = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
+    return dict(part.split("\n", 1) for part in parts)
+
+
+def _about(rows: list[Row]) -> list[str]:
+    """When, with what and how the rows were measured."""
+    lines = []
+    for run in {row["run"]["date"]: row["run"] for row in rows}.values():
+        found = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+        line = f"- {run['date'][:10]}, {run['dtype']}: `{run['command']}`; {found}"
+        if limits := run.get("limits"):
+            rate = tables.number(limits["matmul_tflops"])
+            line += f"; copy {limits['copy_gbs']:.0f} GB/s, matrix product {rate} TFLOP/s"
+        if run.get("changes"):
+            line += f"; cut for this device: {run['changes']}"
+        lines.append(line)
+    return [*lines, ""]
+
+
+def _ops(rows: list[Row]) -> Iterable[str]:
+    names = tables.columns(rows)
+    groups = tables.grouped(rows)
+    yield from _table(
+        ["shape", "phase", *names],
+        [
+            [case, phase, *(_measured(found[name]) if name in found else "" for name in names)]
+            for (case, phase), found in groups.items()
+        ],
+    )
+    yield from _memory(names, groups)
+    yield from _errors(names, rows)
+    yield from _notes(rows)
+
+
+def _launch(rows: list[Row]) -> Iterable[str]:
+    ops = tables.columns(rows, "op")
+    yield "Host time of one call at one token without gradients (on a CPU, its whole time)."
+    yield ""
+    for op in ops:
+        chosen = [row for row in rows if row["op"] == op]
+        names = tables.columns(chosen)
+        cells = [tables.cell(row) for row in chosen]
+        yield from _table([op, *names], [[chosen[0]["case"], *cells]])
+    yield from _notes(rows)
+
+
+def _models(rows: list[Row], decode: bool) -> Iterable[str]:
+    rate = "ms a token" if decode else "tokens/s"
+    same = "first tokens as in eager" if decode else "loss, gradient norm"
+    named = ["layers", "batch", "prompt" if decode else "length"]
+    if not decode:
+        named += ["step", "loss_of"]
+    yield from _table(
+        [*named, "variant", rate, "peak GiB", "first call", same],
+        [
+            [*(str(row[key]) for key in named), row["variant"], *tables.model_cells(row, decode)]
+            for row in rows
+        ],
+    )
+    yield from (f"- {row['variant']}: {row['patch']}" for row in rows if row.get("patch"))
+    yield ""
+
+
+def _imports(rows: list[Row]) -> Iterable[str]:
+    row = rows[-1]
+    heavy = ", ".join(row["heavy"]) or "none"
+    yield f"`import hf_kernel_patch` takes {row['statement_ms']:.1f} ms; the process takes"
+    yield f"{row['more_ms']:.1f} ms more than an empty Python. Of torch, transformers and triton it"
+    yield f"imports {heavy}."
+    yield ""
+    yield from _table(
+        ["module", "own us", "with what it imports, us"],
+        [[one["module"], str(one["self_us"]), str(one["cumulative_us"])] for one in row["slowest"]],
+    )
+
+
+_BODIES = {
+    "ops": _ops,
+    "launch": _launch,
+    "e2e": lambda rows: _models(rows, decode=False),
+    "decode": lambda rows: _models(rows, decode=True),
+    "imports": _imports,
+}
+
+
+def _measured(row: Row) -> str:
+    if row["error"]:
+        return "failed"
+    rate = f"{row['gbs']:.0f} GB/s"
+    if row["bound"] == "operations":
+        rate = f"{tables.number(row['tflops'])} TFLOP/s"
+    return f"{tables.seconds(row['median_s'])}, {rate}, **{row['share']:.0%}**"
+
+
+def _memory(names: list[str], groups: dict[tuple[str, str], dict[str, Row]]) -> Iterable[str]:
+    """Extra peak memory, where it was measured."""
+    rows = [
+        [case, phase, *(_mib(found.get(name)) for name in names)]
+        for (case, phase), found in groups.items()
+        if any(row.get("memory_mib") is not None for row in found.values())
+    ]
+    if rows:
+        yield "Peak memory over that of the inputs, in MiB (a backward with its forward):"
+        yield ""
+        yield from _table(["shape", "phase", *names], rows)
+
+
+def _mib(row: Row | None) -> str:
+    value = (row or {}).get("memory_mib")
+    return "" if value is None else tables.number(value)
+
+
+def _errors(names: list[str], rows: list[Row]) -> Iterable[str]:
+    """The largest error of every output and gradient, by provider."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for what, error in row.get("errors", {}).items():
+            before = found.setdefault(what, {}).get(row["provider"], 0.0)
+            found[what][row["provider"]] = error if error != error else max(before, error)
+    yield from _table(
+        ["error of", *names],
+        [
+            [what, *(f"{by[name]:.1e}" if name in by else "" for name in names)]
+            for what, by in found.items()
+        ],
+    )
+
+
+def _notes(rows: list[Row]) -> Iterable[str]:
+    """Who writes over inputs, who failed, and who is not here."""
+    written: dict[str, set[str]] = {}
+    for row in rows:
+        if row.get("overwrites"):
+            written.setdefault(row["provider"], set()).update(row["overwrites"])
+    for name, inputs in written.items():
+        yield f"- {name} writes over its inputs: {', '.join(sorted(inputs))}"
+    yield from (f"- failed: {line}" for line in tables.failures(rows))
+    missing: dict[str, str] = {}
+    for row in rows:
+        missing |= row["run"].get("absent", {}).get(row["op"], {})
+    yield from (f"- {name} is not measured: {why}" for name, why in missing.items())
+    yield ""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
+
+    return [line(head), "|" + "---|" * len(head), *map(line, rows), ""]

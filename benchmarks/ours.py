@@ -1,0 +1,36 @@
+"""Our kernels, as the registry has them: what is registered later takes part by itself."""
+
+from __future__ import annotations
+
+from benchmarks.ops import OPS, Arguments
+from benchmarks.peers import Builder, Built
+from hf_kernel_patch import registry
+
+
+def kernels(op: str, device: str) -> tuple[dict[str, Builder], dict[str, str]]:
+    """Builders by kernel id, and the reasons of the kernels that cannot run here."""
+    found: dict[str, Builder] = {}
+    absent: dict[str, str] = {}
+    for kernel_id, kernel in registry.kernels().items():
+        if kernel.op == op:
+            if why := why_not(kernel, device):
+                absent[kernel_id] = why
+            else:
+                found[kernel_id] = _builder(kernel, op)
+    return found, absent
+
+
+def why_not(kernel: registry.Kernel, device: str) -> str | None:
+    """Why a kernel cannot run on this device, or None."""
+    if kernel.device not in ("any", device):
+        return f"it is for {kernel.device}"
+    return registry.unavailable(kernel)
+
+
+def _builder(kernel: registry.Kernel, op: str) -> Builder:
+    def build(a: Arguments) -> Built:
+        if why := kernel.refuse(*[getattr(a, name) for name in OPS[op].asked or vars(a)]):
+            raise NotImplementedError(f"the kernel refuses this call: {why}")
+        return kernel.load(), tuple(vars(a).values())
+
+    return build

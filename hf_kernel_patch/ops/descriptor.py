@@ -1,0 +1,24 @@
+"""What the descriptors of the Triton kernels share; imports no backend."""
+
+from __future__ import annotations
+
+from hf_kernel_patch.registry import BaseKernel
+
+
+class TritonKernel(BaseKernel):
+    """A kernel in Triton, the default where it runs: on CUDA devices that a probe succeeds on."""
+
+    device = "cuda"
+    backend = "triton"
+    requires = ("torch", "triton")
+    default_on = ("cuda",)
+    traceable = True
+
+    @classmethod
+    def check_deps(cls) -> str | None:
+        why = super().check_deps()
+        if why is None:
+            from hf_kernel_patch.ops.launch import probe
+
+            why = probe(cls.device)
+        return why

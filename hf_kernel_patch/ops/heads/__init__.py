@@ -1,0 +1,1 @@
+"""Not an op: what rope and qk_norm_rope share."""

@@ -1,0 +1,233 @@
+"""moe through torch_npu: token permute, grouped matmul, swiglu, token unpermute."""
+
+# The experts' backward is by hand: npu_grouped_matmul has none. Gate and up come out of it side by
+# side where the weights are stacked, which is what npu_swiglu takes.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch_npu
+from torch.nn import functional as F
+
+from hf_kernel_patch.ops.moe.reference import Down, GateUp
+from hf_kernel_patch.ops.moe.torch import Weights, _again, _count, _flat, _products
+
+#: Tensors that npu_grouped_matmul takes in one list.
+LISTED = 128
+
+
+def moe(
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: GateUp,
+    down: Down,
+    activation: str = "silu",
+) -> torch.Tensor:
+    """As :func:`hf_kernel_patch.ops.moe.reference.moe`, for silu.
+
+    Products are in hidden's dtype. In a list of experts, one that no token chose gets no gradient.
+    """
+    experts = _flat(gate_up, down)
+    routing, weights = _route(index, weights, _count(experts), listed=len(experts) > 2)
+    if torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (hidden, weights, *experts)
+    ):
+        return _MoE.apply(hidden, weights, routing, *experts)
+    return _forward(hidden, weights, routing, experts)[0]
+
+
+class _Routing(NamedTuple):
+    """Where every pair of a token and its expert goes.
+
+    Attributes:
+        index: (T, K) experts.
+        counts: rows of every expert, int64 on the device, for stacked weights; in a list of
+            experts, of those that have a row.
+        rows: how many pairs have an expert here; they come first in the order of experts.
+        sizes: counts on the host, and
+        hit: the experts that they are of; both for a list of experts alone.
+    """
+
+    index: torch.Tensor
+    counts: torch.Tensor
+    rows: int
+    sizes: list[int]
+    hit: list[int]
+
+
+def _route(
+    index: torch.Tensor, weights: torch.Tensor, experts: int, listed: bool
+) -> tuple[_Routing, torch.Tensor]:
+    """The routing, and the weights, which are 0 for pairs of other ranks that it had to keep."""
+    # The counts come to the host, which waits for the device, where experts are a list, and where
+    # other ranks may hold most of the experts: their pairs would be computed in vain otherwise.
+    if listed or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        counts = _counts(index, experts)
+        sizes = counts.tolist()
+        if rows := sum(sizes):
+            return _routing(index, counts, rows, sizes, listed), weights
+    # The grouped product wants an expert for every row: the last one, for nothing.
+    weights = weights.masked_fill(index == experts, 0)
+    index = index.clamp(max=experts - 1)
+    counts = _counts(index, experts)
+    sizes = counts.tolist() if listed else []
+    return _routing(index, counts, index.numel(), sizes, listed), weights
+
+
+def _counts(index: torch.Tensor, experts: int) -> torch.Tensor:
+    """(E,) int64 pairs of every expert; bincount would wait for the device."""
+    return torch.histc(index, bins=experts + 1, min=0, max=experts)[:experts].long()
+
+
+def _routing(
+    index: torch.Tensor, counts: torch.Tensor, rows: int, sizes: list[int], listed: bool
+) -> _Routing:
+    if not listed:
+        return _Routing(index, counts, rows, [], [])
+    hit = [expert for expert, size in enumerate(sizes) if size]
+    if len(hit) < len(sizes):
+        sizes = [sizes[expert] for expert in hit]
+        counts = torch.tensor(sizes, device=counts.device)
+    return _Routing(index, counts, rows, sizes, hit)
+
+
+def _rows_times(
+    routing: _Routing, rows: torch.Tensor, weights: Weights, turn: bool
+) -> torch.Tensor:
+    """Every row times its expert's weight (N, K), transposed if ``turn``; transposes are views."""
+    if isinstance(weights, torch.Tensor):
+        if len(weights) == 1:  # a group_list of one is refused
+            return rows @ (weights[0].t() if turn else weights[0])
+        weight = weights.transpose(1, 2) if turn else weights
+        return _grouped(rows, [weight], routing.counts)
+    chosen = [weights[expert].t() if turn else weights[expert] for expert in routing.hit]
+    if len(chosen) == 1 or rows.dtype is torch.float32:  # float32 is for single tensors alone
+        parts = [part @ one for part, one in zip(rows.split(routing.sizes), chosen, strict=True)]
+        return torch.cat(parts)
+    size = -(-len(chosen) // -(-len(chosen) // LISTED))  # slices of about one length, never of one
+    starts = range(0, len(chosen), size)
+    parts = rows.split([sum(routing.sizes[start : start + size]) for start in starts])
+    outs = [
+        _grouped(part, chosen[start : start + size], routing.counts[start : start + size])
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _grouped(rows: torch.Tensor, weights: list[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:
+    """Rows grouped along their first dimension times the weights (K, N) of their groups."""
+    options = {"group_list": counts, "group_list_type": 1, "group_type": 0, "split_item": 2}
+    return torch_npu.npu_grouped_matmul([rows], weights, **options)[0]
+
+
+def _weight_gradients(
+    routing: _Routing, left: torch.Tensor, right: Callable[[], torch.Tensor], weights: Weights
+) -> list[torch.Tensor | None]:
+    """left^T right over every expert's rows: one stacked tensor, or one for each that is used.
+
+    ``right`` makes its tensor where the weights need a gradient.
+    """
+    stacked = isinstance(weights, torch.Tensor)
+    each = [weights] if isinstance(weights, torch.Tensor) else weights
+    found: list[torch.Tensor | None] = [None] * len(each)
+    if not any(weight.requires_grad for weight in each):
+        return found
+    if len(routing.counts) == 1:
+        grads = (left.t() @ right()).unsqueeze(0)
+    else:
+        options = {"group_list_type": 1, "group_type": 2, "split_item": 3}
+        grads = torch_npu.npu_grouped_matmul(
+            [left.t()], [right()], group_list=routing.counts, **options
+        )[0]
+    if stacked:
+        return [grads]
+    for expert, grad in zip(routing.hit, grads, strict=True):
+        found[expert] = grad if each[expert].requires_grad else None
+    return found
+
+
+def _permute(hidden: torch.Tensor, routing: _Routing) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (rows, H) tokens in the order of experts, and where every pair went, int32 (T * K)."""
+    permuted, places = torch_npu.npu_moe_token_permute(hidden, routing.index, routing.rows)
+    return permuted, places
+
+
+def _whole(rows: torch.Tensor, routing: _Routing) -> torch.Tensor:
+    """Rows of zeros for the pairs of other ranks: the operators want all T * K."""
+    missing = routing.index.numel() - routing.rows
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _forward(
+    hidden: torch.Tensor,
+    weights: torch.Tensor,
+    routing: _Routing,
+    experts: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The output, and what the backward needs: places, gate and up side by side, and the rows."""
+    *first, second = _products(experts)
+    permuted, places = _permute(hidden, routing)
+    parts = [_rows_times(routing, permuted, weight, turn=True) for weight in first]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    rows = _rows_times(routing, torch_npu.npu_swiglu(joined), second, turn=True)
+    rows = _whole(rows, routing)
+    return torch_npu.npu_moe_token_unpermute(rows, places, weights), [places, joined, rows]
+
+
+class _MoE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weights: torch.Tensor,
+        routing: _Routing,
+        *experts: torch.Tensor,
+    ) -> torch.Tensor:
+        out, kept = _forward(hidden, weights, routing, experts)
+        ctx.save_for_backward(hidden, weights, *kept, *experts)
+        ctx.routing = routing
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        hidden, weights, places, joined, rows, *experts = ctx.saved_tensors
+        routing = ctx.routing
+        if torch.is_grad_enabled():
+            again = _again(grad, hidden, routing.index, weights, "silu", experts)
+            return again[0], again[2], None, *again[4:]
+        needs_hidden, needs_weights, _, *needs_experts = ctx.needs_input_grad
+        *first, second = _products(experts)
+        grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
+            rows, grad, places, weights
+        )
+        grad_weights = grad_weights if needs_weights else None
+        grad_rows = grad_rows[: routing.rows]
+        last_grads = _weight_gradients(
+            routing, grad_rows, lambda: torch_npu.npu_swiglu(joined), second
+        )
+        if not (needs_hidden or any(needs_experts[: -len(last_grads)])):
+            nothing = [None] * (len(experts) - len(last_grads))
+            return None, grad_weights, None, *nothing, *last_grads
+        back = _rows_times(routing, grad_rows, second, turn=False)
+        back = torch_npu.npu_swiglu_backward(back, joined)
+        parts = [back] if len(first) == 1 else [half.contiguous() for half in back.chunk(2, -1)]
+        pairs: list[tuple[torch.Tensor, Weights]] = list(zip(parts, first, strict=True))
+        permuted = cache(lambda: _permute(hidden, routing)[0])
+        first_grads = [
+            grad
+            for part, weight in pairs
+            for grad in _weight_gradients(routing, part, permuted, weight)
+        ]
+        grad_hidden = None
+        if needs_hidden:
+            spread = [_rows_times(routing, part, weight, turn=False) for part, weight in pairs]
+            total = spread[0] if len(spread) == 1 else spread[0].add_(spread[1])
+            grad_hidden = torch_npu.npu_moe_token_permute_grad(
+                hidden, _whole(total, routing), routing.index, places
+            )
+        return grad_hidden, grad_weights, None, *first_grads, *last_grads

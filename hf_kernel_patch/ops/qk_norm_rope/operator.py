@@ -1,0 +1,271 @@
+"""qk_norm_rope by the kernels of ``triton.py``: launches, operator and autograd."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.heads.triton import (
+    empty,
+    plain_angles,
+    plain_rows,
+    power,
+    strides,
+    tile,
+    unit,
+)
+from hf_kernel_patch.ops.launch import Launch, launcher, processors, programs_for, shared_memory
+from hf_kernel_patch.ops.qk_norm_rope import reference
+from hf_kernel_patch.ops.qk_norm_rope.triton import backward_kernel, forward_kernel, sum_kernel
+
+#: Of the backward: heads of q and k that one program takes at most (what it keeps of each fills
+#: the registers), warps on each multiprocessor, and the stages of the loops' pipelines.
+HEADS_BACKWARD = 36
+RESIDENT = 12
+STAGES = 3
+#: Of the sum of the weights' gradients: columns of a program, and rows at a time.
+SUM_COLUMNS = 32
+SUM_ROWS = 64
+
+_TENSORS = "Tensor q, Tensor k, Tensor q_weight, Tensor k_weight"
+_OPTIONS = "float eps, Tensor cos, Tensor sin, int unsqueeze_dim, float offset, bool cast_first"
+
+
+@cache
+def _launcher(
+    dtypes: tuple[torch.dtype, ...],
+    heads: tuple[int, int],
+    size: int,
+    width: int,
+    *options: Any,
+) -> tuple[Launch, int]:
+    """What launches forward on tensors of these dtypes, and the groups that heads come in.
+
+    ``options`` are the kernel's last arguments.
+    """
+    groups, _, *blocks, warps = tile(*heads, size, True)
+    static = (*heads, size, width, groups, *blocks, power(width // 2), power(size - width))
+    return launcher(forward_kernel, (*static, *options), warps), groups
+
+
+@cache
+def _backward_launcher(
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+    heads: tuple[int, int],
+    size: int,
+    width: int,
+    *options: Any,
+) -> tuple[Launch, int, int]:
+    """What launches backward, the groups that heads come in, and the most programs."""
+    most = HEADS_BACKWARD if width == size else HEADS_BACKWARD // 2
+    groups, _, *blocks, warps = tile(*heads, size, True, most)
+    static = (*heads, size, width, groups, *blocks, power(width // 2), power(size - width))
+    # A stage holds the rows of q and k and of their gradients.
+    stage = 2 * sum(blocks) * power(size) * max(dtype.itemsize for dtype in dtypes[:4])
+    stages = STAGES if (STAGES - 1) * stage + 4096 <= shared_memory(device) else 1
+    launch = launcher(backward_kernel, (*static, *options, stages), warps, stages)
+    return launch, groups, processors(device) * max(1, RESIDENT // warps)
+
+
+@cache
+def _sum_launcher(dtypes: tuple[torch.dtype, ...], size: int) -> Launch:
+    return launcher(sum_kernel, (size, SUM_COLUMNS, SUM_ROWS), 4)
+
+
+def _results(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int,
+    offset: float,
+    cast_first: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """New tensors for the results, the heads of a token next to each other in memory."""
+    batch, tokens, q_heads, size = q.shape
+    q_dtype, k_dtype = q.dtype, k.dtype
+    if cast_first:
+        q_dtype = torch.promote_types(q_dtype, q_weight.dtype)
+        k_dtype = torch.promote_types(k_dtype, k_weight.dtype)
+    q_dtype, k_dtype = (torch.promote_types(dtype, cos.dtype) for dtype in (q_dtype, k_dtype))
+    return (
+        empty(q, batch, tokens, q_heads, size, unsqueeze_dim, True, q_dtype),
+        empty(q, batch, tokens, k.shape[2], size, unsqueeze_dim, True, k_dtype),
+    )
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q_out, k_out = _results(q, k, q_weight, k_weight, eps, cos, sin, *options)
+    batch, tokens, q_heads, size = q.shape
+    if not batch * tokens:
+        return q_out, k_out
+    _, offset, cast_first = options
+    q, k = plain_rows(q), plain_rows(k)
+    cos, sin, *cos_strides = plain_angles(cos, sin)
+    numbers = (*strides(q, 2), *strides(k, 2), *cos_strides)
+    tensors = q, k, q_weight.contiguous(), k_weight.contiguous(), cos, sin, q_out, k_out
+    launch, groups = _launcher(
+        tuple(tensor.dtype for tensor in tensors),
+        (q_heads, k.shape[2]),
+        *(size, cos.shape[2], unit(*numbers)),
+        *(eps, 0.0 if cast_first else offset, cast_first),
+    )
+    launch(batch * tokens * groups, tensors, (tokens, *numbers))
+    return q_out, k_out
+
+
+def _gradients(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """New tensors for the gradients."""
+    leaves = q, k, q_weight, k_weight
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in leaves)
+
+
+def _backward(
+    grad_q: torch.Tensor,
+    grad_k: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int,
+    offset: float,
+    cast_first: bool,
+    weights: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of q and k, dense, and of their weights, which are zeros without ``weights``."""
+    dq, dk, q_grad, k_grad = found = _gradients(q, k, q_weight, k_weight)
+    batch, tokens, q_heads, size = q.shape
+    if not weights or not batch * tokens:
+        q_grad.zero_(), k_grad.zero_()
+    if not batch * tokens:
+        return found
+    q, k, grad_q, grad_k = (plain_rows(x) for x in (q, k, grad_q, grad_k))
+    cos, sin, *cos_strides = plain_angles(cos, sin)
+    steps = *strides(grad_q, unsqueeze_dim), *strides(grad_k, unsqueeze_dim)
+    numbers = *strides(q, 2), *strides(k, 2), *steps, *cos_strides
+    leaves = q, k, grad_q, grad_k, q_weight.contiguous(), k_weight.contiguous()
+    launch, groups, most = _backward_launcher(
+        tuple(tensor.dtype for tensor in (*leaves, cos, sin)),
+        q.device,
+        (q_heads, k.shape[2]),
+        *(size, cos.shape[2], unit(*numbers)),
+        *(eps, 0.0 if cast_first else offset, weights),
+    )
+    blocks = batch * tokens * groups
+    programs = programs_for(blocks, most)
+    shares = q.new_empty((programs if weights else 0, 2, size), dtype=torch.float32)
+    tensors = *leaves, cos, sin, dq, dk, shares
+    launch(programs, tensors, (blocks, tokens, *numbers))
+    if weights:
+        add = _sum_launcher((q_grad.dtype, k_grad.dtype), size)
+        add(-(-2 * size // SUM_COLUMNS), (shares, q_grad, k_grad), (programs,))
+    return found
+
+
+_operator = torch.library.custom_op(
+    "hf_kernel_patch::qk_norm_rope",
+    _forward,
+    mutates_args=(),
+    schema=f"({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)",
+)
+_operator.register_fake(_results)
+_backward_operator = torch.library.custom_op(
+    "hf_kernel_patch::qk_norm_rope_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad_q, Tensor grad_k, {_TENSORS}, {_OPTIONS}, bool weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_backward_operator.register_fake(lambda *inputs: _gradients(*inputs[2:6]))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, k, q_weight, k_weight, eps, cos, sin, *options = inputs
+    ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin)
+    ctx.options = eps, *options
+
+
+def _differentiate(backward: Any, ctx: Any, grads: tuple[torch.Tensor, ...]) -> Any:
+    """The gradients of the ten inputs, by ``_backward`` or its operator."""
+    *leaves, cos, sin = ctx.saved_tensors
+    eps, *options = ctx.options
+    needed = ctx.needs_input_grad[:4]
+    found = backward(*grads, *leaves, eps, cos, sin, *options, needed[2] or needed[3])
+    return *(grad if need else None for grad, need in zip(found, needed)), *[None] * 6
+
+
+_operator.register_autograd(
+    lambda ctx, *grads: _differentiate(_backward_operator, ctx, grads), setup_context=_remember
+)
+
+
+class _QKNormRoPE(torch.autograd.Function):
+    """The operator without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        _remember(ctx, inputs, None)
+        found = _forward(*inputs)
+        q, k, q_weight, k_weight = ctx.needs_input_grad[:4]
+        needed = q or q_weight, k or k_weight
+        ctx.mark_non_differentiable(*(out for out, need in zip(found, needed) if not need))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return _differentiate(_backward, ctx, grads)
+        *leaves, cos, sin = ctx.saved_tensors
+        eps, *options = ctx.options
+
+        def eager(q: Any, k: Any, q_weight: Any, k_weight: Any) -> Any:
+            return reference.qk_norm_rope(q, k, q_weight, k_weight, eps, cos, sin, *options)
+
+        return *eager_gradients(eager, leaves, grads), *[None] * 6
+
+
+def qk_norm_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int = 1,
+    offset: float = 0.0,
+    cast_first: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`hf_kernel_patch.ops.qk_norm_rope.reference.qk_norm_rope`.
+
+    Arithmetic is in float32; the norm rounds where the original does and the rotation once. The
+    results are dense, the heads of a token next to each other in memory.
+    """
+    arguments = q, k, q_weight, k_weight, eps, cos, sin, unsqueeze_dim, offset, cast_first
+    if torch.compiler.is_compiling():
+        return _operator(*arguments)
+    leaves = arguments[:4]
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+        return _QKNormRoPE.apply(*arguments)
+    return _forward(*arguments)

@@ -1,0 +1,263 @@
+"""qk_norm_rope in Triton, the kernels: one read of q and k forward, of gradients too backward."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hf_kernel_patch.ops.heads.triton import (
+    dense,
+    heads,
+    load,
+    load_halves,
+    place,
+    rows,
+    store,
+    turned,
+)
+
+
+@triton.jit
+def _load_weight(
+    weight,
+    OFFSET: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    HALF: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """The weight of a row, in its three parts."""
+    w1, w2, w3 = load(weight, (tl.arange(0, 1) == 0)[:, None, None], D, R, HALF, TAIL)
+    return w1 + OFFSET, w2 + OFFSET, w3 + OFFSET
+
+
+@triton.jit
+def _store_sums(
+    out, s1, s2, s3, D: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, TAIL: tl.constexpr
+):
+    """The sums over tokens and heads, as one row."""
+    s1, s2, s3 = tl.sum(tl.sum(s1, 0), 0), tl.sum(tl.sum(s2, 0), 0), tl.sum(tl.sum(s3, 0), 0)
+    s1, s2, s3 = s1[None, None, :], s2[None, None, :], s3[None, None, :]
+    store(out, s1, s2, s3, (tl.arange(0, 1) == 0)[:, None, None], D, R, HALF, TAIL)
+
+
+@triton.jit
+def _dot(a1, a2, a3, b1, b2, b3):
+    """(T, H, 1) products of rows."""
+    return tl.sum(a1 * b1, 2, True) + tl.sum(a2 * b2, 2, True) + tl.sum(a3 * b3, 2, True)
+
+
+@triton.jit
+def _scaled(normed, w, x_dtype: tl.constexpr, w_dtype: tl.constexpr, CAST_FIRST: tl.constexpr):
+    """The normalised rows times the weight, with the original's roundings; float32."""
+    if not CAST_FIRST:
+        return (normed * w).to(x_dtype).to(tl.float32)
+    elif w_dtype == x_dtype:
+        return (w * normed.to(x_dtype).to(tl.float32)).to(x_dtype).to(tl.float32)
+    else:
+        return w * normed.to(x_dtype).to(tl.float32)
+
+
+@triton.jit
+def _normed(
+    x1, x2, x3, w1, w2, w3, x_dtype, w_dtype, D: tl.constexpr, EPS: tl.constexpr, CAST_FIRST
+):
+    """Rows over their root mean square, scaled."""
+    rstd = tl.rsqrt(_dot(x1, x2, x3, x1, x2, x3) / D + EPS)
+    return (
+        _scaled(x1 * rstd, w1, x_dtype, w_dtype, CAST_FIRST),
+        _scaled(x2 * rstd, w2, x_dtype, w_dtype, CAST_FIRST),
+        _scaled(x3 * rstd, w3, x_dtype, w_dtype, CAST_FIRST),
+    )
+
+
+@triton.jit
+def _differentiated(x1, x2, x3, g1, g2, g3, w1, w2, w3, mask, D: tl.constexpr, EPS: tl.constexpr):
+    """Gradients of rows, and of their weights, from those of the scaled rows.
+
+    d(x rstd) = rstd (g w - normed mean(g w normed)).
+    """
+    rstd = tl.where(mask, tl.rsqrt(_dot(x1, x2, x3, x1, x2, x3) / D + EPS), 0.0)
+    x1, x2, x3 = x1 * rstd, x2 * rstd, x3 * rstd
+    s1, s2, s3 = g1 * x1, g2 * x2, g3 * x3
+    mean = _dot(s1, s2, s3, w1, w2, w3) / D
+    d1 = rstd * (g1 * w1 - x1 * mean)
+    d2 = rstd * (g2 * w2 - x2 * mean)
+    d3 = rstd * (g3 * w3 - x3 * mean)
+    return d1, d2, d3, s1, s2, s3
+
+
+_STRIDES = [f"{name}_{axis}" for name in ("q", "k") for axis in ("batch", "token", "head")]
+_GRAD_STRIDES = [f"grad_{name}" for name in _STRIDES]
+_COS_STRIDES = ["cos_batch", "cos_token"]
+
+
+@triton.jit(do_not_specialize=["tokens", *_STRIDES, *_COS_STRIDES])
+def forward_kernel(
+    q,  # (B, S, QH, D) by strides
+    k,  # (B, S, KH, D) by strides
+    q_weight,  # (D,)
+    k_weight,
+    cos,  # (1 or B, 1 or S, R) by strides
+    sin,
+    q_out,  # (B, S, QH, D), dense
+    k_out,
+    tokens: tl.int32,  # S
+    q_batch: tl.int64,  # strides, multiples of UNIT
+    q_token: tl.int64,
+    q_head: tl.int64,
+    k_batch: tl.int64,
+    k_token: tl.int64,
+    k_head: tl.int64,
+    cos_batch: tl.int64,
+    cos_token: tl.int64,
+    QH: tl.constexpr,
+    KH: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HALF: tl.constexpr,
+    TAIL: tl.constexpr,
+    UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    CAST_FIRST: tl.constexpr,
+):
+    batch, t, group = place(tl.program_id(0), tokens, GROUPS, 1)
+    qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
+    here = t < tokens
+    q_mask, k_mask = here & (qh < QH), here & (kh < KH)
+    angle = rows(batch, t, 0, cos_batch, cos_token, 0, UNIT)
+    q_at = rows(batch, t, qh, q_batch, q_token, q_head, UNIT)
+    k_at = rows(batch, t, kh, k_batch, k_token, k_head, UNIT)
+    q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL)
+    k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL)
+    cos1, cos2 = load_halves(cos + angle, here, R, HALF)
+    sin1, sin2 = load_halves(sin + angle, here, R, HALF)
+    w1, w2, w3 = _load_weight(q_weight, OFFSET, D, R, HALF, TAIL)
+    v1, v2, v3 = _load_weight(k_weight, OFFSET, D, R, HALF, TAIL)
+    q1, q2, q3 = _normed(
+        q1, q2, q3, w1, w2, w3, q.dtype.element_ty, q_weight.dtype.element_ty, D, EPS, CAST_FIRST
+    )
+    k1, k2, k3 = _normed(
+        k1, k2, k3, v1, v2, v3, k.dtype.element_ty, k_weight.dtype.element_ty, D, EPS, CAST_FIRST
+    )
+    q1, q2 = turned(q1, q2, cos1, cos2, sin1, sin2, False)
+    k1, k2 = turned(k1, k2, cos1, cos2, sin1, sin2, False)
+    q_out += dense(batch, t, qh, tokens, QH, D, True)
+    k_out += dense(batch, t, kh, tokens, KH, D, True)
+    store(q_out, q1, q2, q3, q_mask, D, R, HALF, TAIL)
+    store(k_out, k1, k2, k3, k_mask, D, R, HALF, TAIL)
+
+
+@triton.jit(do_not_specialize=["blocks", "tokens", *_STRIDES, *_GRAD_STRIDES, *_COS_STRIDES])
+def backward_kernel(
+    q,  # (B, S, QH, D) by strides
+    k,  # (B, S, KH, D) by strides
+    grad_q,  # (B, S, QH, D) by strides, of the results
+    grad_k,
+    q_weight,  # (D,)
+    k_weight,
+    cos,  # (1 or B, 1 or S, R) by strides
+    sin,
+    dq,  # (B, S, QH, D), dense
+    dk,
+    shares,  # (programs, 2, D) float32, each program's part of the gradients of the weights
+    blocks: tl.int32,  # B S GROUPS
+    tokens: tl.int32,  # S
+    q_batch: tl.int64,  # strides, multiples of UNIT
+    q_token: tl.int64,
+    q_head: tl.int64,
+    k_batch: tl.int64,
+    k_token: tl.int64,
+    k_head: tl.int64,
+    grad_q_batch: tl.int64,
+    grad_q_token: tl.int64,
+    grad_q_head: tl.int64,
+    grad_k_batch: tl.int64,
+    grad_k_token: tl.int64,
+    grad_k_head: tl.int64,
+    cos_batch: tl.int64,
+    cos_token: tl.int64,
+    QH: tl.constexpr,
+    KH: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HALF: tl.constexpr,
+    TAIL: tl.constexpr,
+    UNIT: tl.constexpr,
+    EPS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    w1, w2, w3 = _load_weight(q_weight, OFFSET, D, R, HALF, TAIL)
+    v1, v2, v3 = _load_weight(k_weight, OFFSET, D, R, HALF, TAIL)
+    q_share1 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
+    q_share2 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
+    q_share3 = tl.zeros([1, BLOCK_Q, TAIL], tl.float32)
+    k_share1 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
+    k_share2 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
+    k_share3 = tl.zeros([1, BLOCK_K, TAIL], tl.float32)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        batch, t, group = place(block, tokens, GROUPS, 1)
+        qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
+        here = t < tokens
+        q_mask, k_mask = here & (qh < QH), here & (kh < KH)
+        angle = rows(batch, t, 0, cos_batch, cos_token, 0, UNIT)
+        q_at = rows(batch, t, qh, q_batch, q_token, q_head, UNIT)
+        k_at = rows(batch, t, kh, k_batch, k_token, k_head, UNIT)
+        gq_at = rows(batch, t, qh, grad_q_batch, grad_q_token, grad_q_head, UNIT)
+        gk_at = rows(batch, t, kh, grad_k_batch, grad_k_token, grad_k_head, UNIT)
+        q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL)
+        k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL)
+        g1, g2, g3 = load(grad_q + gq_at, q_mask, D, R, HALF, TAIL)
+        h1, h2, h3 = load(grad_k + gk_at, k_mask, D, R, HALF, TAIL)
+        cos1, cos2 = load_halves(cos + angle, here, R, HALF)
+        sin1, sin2 = load_halves(sin + angle, here, R, HALF)
+        g1, g2 = turned(g1, g2, cos1, cos2, sin1, sin2, True)
+        h1, h2 = turned(h1, h2, cos1, cos2, sin1, sin2, True)
+        q1, q2, q3, g1, g2, g3 = _differentiated(q1, q2, q3, g1, g2, g3, w1, w2, w3, q_mask, D, EPS)
+        k1, k2, k3, h1, h2, h3 = _differentiated(k1, k2, k3, h1, h2, h3, v1, v2, v3, k_mask, D, EPS)
+        q_at = dense(batch, t, qh, tokens, QH, D, True)
+        k_at = dense(batch, t, kh, tokens, KH, D, True)
+        store(dq + q_at, q1, q2, q3, q_mask, D, R, HALF, TAIL)
+        store(dk + k_at, k1, k2, k3, k_mask, D, R, HALF, TAIL)
+        if WEIGHTS:
+            q_share1, q_share2 = q_share1 + g1, q_share2 + g2
+            k_share1, k_share2 = k_share1 + h1, k_share2 + h2
+            if R < D:
+                q_share3, k_share3 = q_share3 + g3, k_share3 + h3
+    if WEIGHTS:
+        shares += tl.program_id(0).to(tl.int64) * (2 * D)
+        _store_sums(shares, q_share1, q_share2, q_share3, D, R, HALF, TAIL)
+        _store_sums(shares + D, k_share1, k_share2, k_share3, D, R, HALF, TAIL)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def sum_kernel(
+    shares,  # (programs, 2, D)
+    q_grad,  # (D,)
+    k_grad,
+    programs: tl.int32,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Sums the programs' shares, always in the same order."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([STEP, BLOCK], tl.float32)
+    for start in range(0, programs, STEP):
+        row = (start + tl.arange(0, STEP))[:, None]
+        total += tl.load(shares + row * (2 * D) + column, (row < programs) & (column < 2 * D), 0.0)
+    found = tl.sum(total, 0)
+    tl.store(q_grad + column, found.to(q_grad.dtype.element_ty), column < D)
+    k_mask = (column >= D) & (column < 2 * D)
+    tl.store(k_grad + column - D, found.to(k_grad.dtype.element_ty), k_mask)

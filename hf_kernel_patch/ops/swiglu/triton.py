@@ -1,0 +1,241 @@
+"""swiglu in Triton: elementwise over all elements, whatever the rows; the backward recomputes."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.launch import Launch, launcher
+from hf_kernel_patch.ops.swiglu import reference
+from hf_kernel_patch.ops.swiglu.torch import activate
+
+#: Elements that one program takes, and its warps.
+BLOCK = 2048
+WARPS = 4
+#: Up to so many elements PyTorch's two launches cost less of the host than one of Triton's.
+SMALL = 1 << 20
+
+
+@triton.jit
+def _activate(gate, SILU: tl.constexpr):
+    """The activation and its derivative, in float32.
+
+    silu is gate s(gate), s the logistic function; the tanh form of gelu, 0.5 gate (1 + tanh(u)),
+    is gate s(2 u).
+    """
+    if SILU:
+        d = 1.0 + tl.exp(-gate)
+        s = 1.0 / d
+        return gate / d, s * (1.0 + gate * (1.0 - s))
+    else:
+        square = gate * gate
+        z = gate * (1.5957691216057308 + 0.07135481627260025 * square)
+        e = tl.exp(-tl.abs(z))
+        near, far = 1.0 / (1.0 + e), e / (1.0 + e)  # s(|z|) and 1 - s(|z|), without cancellation
+        s = tl.where(z < 0.0, far, near)
+        slope = 1.5957691216057308 + 0.21406444881780076 * square
+        return gate * s, s + gate * near * far * slope
+
+
+@triton.jit
+def _place(n, BLOCK: tl.constexpr, UNIT: tl.constexpr):
+    """A program's first element, its elements after that, and which of them there are."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    i = tl.arange(0, BLOCK)
+    return start, i, start + i < n // UNIT * UNIT
+
+
+@triton.jit
+def _offsets(start, i, row_stride, WIDTH: tl.constexpr, UNIT: tl.constexpr):
+    """Where these elements of rows of WIDTH lie; WIDTH 0 is for a dense tensor."""
+    if WIDTH == 0:
+        return start + i
+    else:
+        row = start // WIDTH
+        column = (start - row * WIDTH).to(tl.int32) + i
+        row_stride = row_stride // UNIT * UNIT
+        return (row + column // WIDTH) * row_stride + column % WIDTH
+
+
+@triton.jit(do_not_specialize=["n", "gate_row", "up_row"])
+def _forward_kernel(
+    gate,  # (rows, WIDTH) by row strides
+    up,
+    out,  # (rows, WIDTH), dense
+    n: tl.int64,  # elements; a multiple of UNIT, as the strides of rows are
+    gate_row: tl.int64,
+    up_row: tl.int64,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    start, i, mask = _place(n, BLOCK, UNIT)
+    g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
+    u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
+    activated, _ = _activate(g, SILU)
+    activated = activated.to(gate.dtype.element_ty).to(tl.float32)  # as the original rounds it
+    tl.store(out + start + i, (activated * u).to(out.dtype.element_ty), mask)
+
+
+@triton.jit(do_not_specialize=["n", "grad_row", "gate_row", "up_row"])
+def _backward_kernel(
+    grad,  # (rows, WIDTH) by row strides
+    gate,
+    up,
+    grad_gate,  # (rows, WIDTH), dense
+    grad_up,
+    n: tl.int64,  # elements; a multiple of UNIT, as the strides of rows are
+    grad_row: tl.int64,
+    gate_row: tl.int64,
+    up_row: tl.int64,
+    WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    start, i, mask = _place(n, BLOCK, UNIT)
+    d = tl.load(grad + _offsets(start, i, grad_row, WIDTH, UNIT), mask).to(tl.float32)
+    g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
+    u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
+    activated, slope = _activate(g, SILU)
+    tl.store(grad_gate + start + i, (d * u * slope).to(grad_gate.dtype.element_ty), mask)
+    tl.store(grad_up + start + i, (d * activated).to(grad_up.dtype.element_ty), mask)
+
+
+def _row_stride(x: torch.Tensor) -> int | None:
+    """How far apart the rows (last dimension) of x are; None where they are not rows."""
+    if x.stride(-1) != 1:
+        return None
+    found, size = None, 1
+    for length, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1])):
+        if length == 1:
+            continue
+        found = stride if found is None else found
+        if stride != found * size:
+            return None
+        size *= length
+    return x.shape[-1] if found is None else found
+
+
+def _rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, list[int]]:
+    """Tensors of one shape as kernels read them: perhaps copies, WIDTH, strides of rows."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return list(tensors), 0, [0] * len(tensors)
+    plain, found = [], []
+    for tensor in tensors:
+        stride = _row_stride(tensor)
+        if stride is None:
+            tensor, stride = tensor.contiguous(), tensor.shape[-1]
+        plain.append(tensor)
+        found.append(stride)
+    return plain, tensors[0].shape[-1], found
+
+
+@cache
+def _launcher(kernel: Any, dtypes: tuple[torch.dtype, ...], *static: Any) -> Launch:
+    """The launcher for tensors of these dtypes."""
+    return launcher(kernel, (*static, BLOCK), WARPS)
+
+
+def _launch(
+    kernel: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], silu: bool
+) -> None:
+    n = outputs[0].numel()
+    if not n:
+        return
+    plain, width, row_strides = _rows(*inputs)
+    bits = n
+    for stride in row_strides:
+        bits |= stride
+    static = width, 1 if bits & 7 else 8, silu
+    launch = _launcher(kernel, (inputs[0].dtype, inputs[-1].dtype), *static)
+    launch(-(-n // BLOCK), (*plain, *outputs), (n, *row_strides))
+
+
+def _forward(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    _launch(_forward_kernel, (gate, up), (out,), activation == "silu")
+    return out
+
+
+def _backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    found = _gradients(gate, up)
+    _launch(_backward_kernel, (grad, gate, up), found, activation == "silu")
+    return found
+
+
+def _gradients(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """New tensors for the gradients."""
+    options = {"dtype": gate.dtype, "device": gate.device}
+    return torch.empty(gate.shape, **options), torch.empty(up.shape, **options)
+
+
+_operator = torch.library.custom_op(
+    "hf_kernel_patch::swiglu",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor gate, Tensor up, str activation) -> Tensor",
+)
+_operator.register_fake(lambda gate, up, activation: _gradients(gate, up)[0])
+_backward_operator = torch.library.custom_op(
+    "hf_kernel_patch::swiglu_backward",
+    _backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor gate, Tensor up, str activation) -> (Tensor, Tensor)",
+)
+_backward_operator.register_fake(lambda grad, gate, up, activation: _gradients(gate, up))
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    gate, up, ctx.activation = inputs
+    ctx.save_for_backward(gate, up)
+
+
+_operator.register_autograd(
+    lambda ctx, grad: (*_backward_operator(grad, *ctx.saved_tensors, ctx.activation), None),
+    setup_context=_remember,
+)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """The operator without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        _remember(ctx, inputs, None)
+        return _forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *_backward(grad, gate, up, ctx.activation), None
+
+        def eager(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            return reference.swiglu(gate, up, ctx.activation)
+
+        return *eager_gradients(eager, (gate, up), (grad,)), None
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
+    """As :func:`hf_kernel_patch.ops.swiglu.reference.swiglu`, rounding where the original does.
+
+    For few elements and without gradients PyTorch's own kernels compute the same sooner.
+    """
+    if torch.compiler.is_compiling():
+        return _operator(gate, up, activation)
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return _SwiGLU.apply(gate, up, activation)
+    if gate.numel() <= SMALL:
+        return activate(gate, activation).mul_(up)
+    return _forward(gate, up, activation)

@@ -1,0 +1,156 @@
+"""Which kernels an NPU gets, one by one and by default, and why none where there is no NPU."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import hf_kernel_patch
+from hf_kernel_patch import devices
+from tests.probes import run_python
+from tests.tiny import TRANSFORMERS_5, error, tiny_model, tokens
+
+IDS = ("npu_fused_rmsnorm", "npu_fused_rope", "npu_fused_swiglu", "npu_fused_moe")
+
+
+def forward(model: Any) -> None:
+    with torch.no_grad():
+        model(tokens().to(model.device))
+
+
+def test_the_defaults_are_the_four_documented_ids() -> None:
+    assert sorted(hf_kernel_patch.get_default_kernels()) == sorted(IDS)
+
+
+@pytest.mark.parametrize("kernel_id", IDS)
+def test_apply_kernel_one_by_one(kernel_id: str, calls: Callable[[], dict[str, int]]) -> None:
+    model, other = tiny_model("qwen3_moe").to("npu"), tiny_model("qwen3_moe").to("npu")
+    if kernel_id == "npu_fused_swiglu":  # every layer of the other has experts
+        model, other = tiny_model("qwen3").to("npu"), tiny_model("qwen3").to("npu")
+    assert hf_kernel_patch.apply_kernel(kernel_id, model=model) is model
+    operator = {
+        "npu_fused_rmsnorm": "npu_rms_norm",
+        "npu_fused_rope": "npu_rotary_mul",
+        "npu_fused_swiglu": "npu_swiglu",
+        "npu_fused_moe": "npu_moe_token_permute",
+    }[kernel_id]
+    before = calls().get(operator, 0)
+    forward(other)
+    assert calls().get(operator, 0) == before
+    forward(model)
+    assert calls()[operator] > before
+    hf_kernel_patch.unpatch(model)
+    before = calls()[operator]
+    forward(model)
+    assert calls()[operator] == before
+
+
+def test_apply_default_kernels_takes_them_all(calls: Callable[[], dict[str, int]]) -> None:
+    model = hf_kernel_patch.apply_default_kernels(tiny_model("qwen3_moe").to("npu"), "auto")
+    forward(model)
+    assert {"npu_rms_norm", "npu_rotary_mul", "npu_moe_token_permute"} <= calls().keys()
+    hf_kernel_patch.unpatch(model)
+
+
+def test_patching_before_the_model_is_moved_serves_it_once_it_is(
+    calls: Callable[[], dict[str, int]],
+) -> None:
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("auto", models="llama", strict=True) as report:
+        model = tiny_model("llama")
+        forward(model)
+        assert not calls().get("npu_rms_norm")
+        assert all(list(row.handed_back) == ["a tensor is on cpu"] for row in report)
+        assert not any(row.served for row in report)
+        forward(model.to("npu"))
+        assert all(row.served for row in report)
+    assert calls()["npu_rms_norm"] == 5
+
+
+def test_a_layer_that_stays_on_the_cpu_falls_back_and_the_others_are_served(
+    calls: Callable[[], dict[str, int]],
+) -> None:
+    model = tiny_model("qwen3_moe").to("npu")
+    layer = model.model.layers[1].cpu()
+
+    def moved(device: str) -> Callable[..., Any]:
+        def move(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return tuple(move(one) for one in value)
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        def hook(module: Any, args: Any, kwargs: Any) -> Any:
+            return move(args), {name: move(value) for name, value in kwargs.items()}
+
+        return hook
+
+    layer.register_forward_pre_hook(moved("cpu"), with_kwargs=True)
+    layer.register_forward_hook(lambda module, args, out: moved("npu")(module, (out,), {})[0][0])
+    with torch.no_grad():
+        eager = model(tokens().npu(), use_cache=False).logits.cpu()
+        hf_kernel_patch.count_calls()
+        with hf_kernel_patch.patched("auto", models="qwen3_moe", strict=True) as report:
+            before = calls().get("npu_moe_token_permute", 0)
+            inside = model(tokens().npu(), use_cache=False).logits.cpu()
+    assert error(inside, eager) < 1e-6
+    assert calls()["npu_moe_token_permute"] - before == 1
+    for row in report:
+        if row.op != "swiglu":
+            assert row.served
+            assert list(row.handed_back) == ["a tensor is on cpu"]
+
+
+def test_weights_that_accelerate_keeps_on_the_cpu_are_served_on_the_device() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_model("qwen3_moe")
+    truth = model(tokens()).logits.detach()
+    accelerate.cpu_offload(model, execution_device=torch.device("npu:0"))
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("auto", models="qwen3_moe", strict=True) as report:
+        inside = model(tokens().npu()).logits.detach().cpu()
+    assert error(inside, truth) < 1e-6
+    # Experts of a list that have hooks, as transformers 4 has them, are called one by one.
+    listed = not TRANSFORMERS_5
+    assert [row.op for row in report if row.handed_back] == ["moe"] * listed
+    assert {row.op for row in report if row.served} >= {"rms_norm", "rope"}
+    assert listed or sum(row.served for row in report if row.op == "moe") == 2
+
+
+NO_PACKAGE = "import sys; sys.modules['torch_npu'] = None\n"
+ASK = """
+import hf_kernel_patch
+print(hf_kernel_patch.get_default_kernels())
+try:
+    hf_kernel_patch.patch_transformers("npu_fused_rope")
+except hf_kernel_patch.KernelUnavailableError as error:
+    print(error)
+try:
+    hf_kernel_patch.patch_transformers(backend="npu")
+except hf_kernel_patch.KernelUnavailableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [(NO_PACKAGE + ASK, "torch_npu"), (ASK, "torch_npu is not usable (ImportError")],
+    ids=["without torch_npu", "without CANN"],
+)
+def test_the_reason_is_named_where_there_is_no_device(program: str, why: str) -> None:
+    done = run_python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    defaults, *reasons = done.stdout.splitlines()
+    assert not set(IDS) & set(ast.literal_eval(defaults)), done.stderr
+    assert len(reasons) == 2, done.stderr
+    assert all(why in reason for reason in reasons)
+
+
+def test_the_reason_is_named_where_the_accelerator_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "current", lambda: "cuda")
+    with pytest.raises(hf_kernel_patch.KernelUnavailableError, match="in use here is 'cuda'"):
+        hf_kernel_patch.patch_transformers("npu_fused_moe")

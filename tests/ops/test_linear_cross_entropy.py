@@ -1,0 +1,156 @@
+"""linear_cross_entropy: the reference and every backend against the head and ForCausalLMLoss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_kernel_patch.ops.linear_cross_entropy import torch as torch_backend
+from tests.ops.checks import (
+    BF16,
+    F16,
+    F32,
+    SHORT,
+    Case,
+    backends,
+    check_backend,
+    check_double_backward,
+    check_reference,
+    check_saves_nothing,
+    device_of,
+    draw,
+)
+
+VOCABULARY, HIDDEN = 101, 61
+
+
+def case(
+    name: str,
+    dtype: torch.dtype = F32,
+    *,
+    shape: tuple[int, int] = (2, 11),
+    ignored: str = "some",
+    shifted: bool = False,
+    items: str | int | None = None,
+    grads: tuple[bool, bool] = (True, True),
+    layout: str = "contiguous",
+    poison: float | None = None,
+    **options: Any,
+) -> Case:
+    """``ignored`` labels: "none", "some" or "all"; ``items`` is num_items_in_batch."""
+
+    def inputs(device: str) -> Any:
+        hidden = draw(
+            (*shape, HIDDEN), dtype, grad=grads[0], layout=layout, poison=poison, device=device
+        )
+        weight = draw((VOCABULARY, HIDDEN), dtype, seed=1, scale=0.25, grad=grads[1], device=device)
+        generator = torch.Generator().manual_seed(2)
+        labels = torch.randint(0, VOCABULARY, shape, generator=generator)
+        if ignored != "none":
+            chosen = torch.rand(shape, generator=generator) < (0.3 if ignored == "some" else 2)
+            labels = labels.masked_fill(chosen, options.get("ignore_index", -100))
+        labels = labels.to(device)
+        extra = dict(options)
+        if items is not None:
+            extra["num_items_in_batch"] = torch.tensor(13) if items == "tensor" else items
+        if shifted:
+            extra["shift_labels"] = labels
+        return (hidden, weight, None if shifted else labels), extra
+
+    return Case(f"{name}-{SHORT[dtype]}", "linear_cross_entropy", inputs, original)
+
+
+def original(
+    hidden: Any,
+    weight: Any,
+    labels: Any,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """The lines between head and loss of Granite and Gemma 2, and the loss of transformers."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    logits = F.linear(hidden, weight)
+    if scale != 1.0:
+        logits = logits / (1.0 / scale)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return ForCausalLMLoss(logits, labels, VOCABULARY, **options)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no label ignored": {"ignored": "none"},
+    "all labels ignored": {"ignored": "all"},
+    "all labels ignored of a counted batch": {"ignored": "all", "items": 5},
+    "another ignore_index": {"ignore_index": 3},
+    "num_items_in_batch, an int": {"items": 13},
+    "num_items_in_batch, a tensor": {"items": "tensor"},
+    "shift_labels": {"shifted": True},
+    "scaled": {"scale": 0.125},
+    "softcap": {"softcap": 3.0},
+    "scaled and softcap": {"scale": 0.5, "softcap": 5.0, "items": 7},
+    "many tokens": {"shape": (4, 160)},
+    "two tokens": {"shape": (1, 2), "ignored": "none"},
+    "one token": {"shape": (1, 1)},
+    "no token": {"shape": (2, 0)},
+    "no token of a counted batch": {"shape": (0, 5), "items": 3},
+    "half of a wider tensor": {"layout": "half"},
+    "every second element": {"layout": "sliced"},
+    "expanded": {"layout": "expanded"},
+    "hidden outermost": {"layout": "transposed"},
+    "NaN": {"ignored": "none", "poison": float("nan")},
+    "Inf": {"ignored": "none", "poison": float("inf")},
+    "frozen head": {"grads": (True, False)},
+    "frozen hidden": {"grads": (False, True)},
+    "all frozen": {"grads": (False, False)},
+}
+CASES = [
+    case(name, dtype, **options) for name, options in OPTIONS.items() for dtype in (F32, BF16, F16)
+]
+PLAIN = [case("plain"), case("softcap", softcap=3.0, scale=0.5)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference_is_what_hugging_face_computes(case: Case) -> None:
+    check_reference(case)
+
+
+@pytest.mark.parametrize(("kernel", "case"), backends(CASES))
+def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
+    check_backend(kernel, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_plain_backend_gives_the_same_in_several_chunks(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy
+
+    monkeypatch.setattr(torch_backend, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    check_backend(TorchFusedLinearCrossEntropy, case)
+
+
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
+@pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
+def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
+    check(kernel, case)
+
+
+@pytest.mark.parametrize(("grads", "products"), [((True, True), 3), ((True, False), 2)])
+@pytest.mark.parametrize(("kernel", "plain"), backends([case("plain")]))
+def test_a_frozen_head_and_ignored_rows_cost_no_product(
+    kernel: Any, plain: Case, grads: tuple[bool, bool], products: int
+) -> None:
+    (hidden, weight, labels), _ = case("plain", grads=grads).inputs(device_of(kernel))
+    counted = int((labels[:, 1:] != -100).sum())
+    with FlopCounterMode(display=False) as counter:
+        kernel.load()(hidden, weight, labels).backward()
+    assert counter.get_total_flops() == products * 2 * counted * HIDDEN * VOCABULARY

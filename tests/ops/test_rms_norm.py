@@ -1,0 +1,114 @@
+"""rms_norm: the reference and every backend against LlamaRMSNorm, GemmaRMSNorm and Olmo2RMSNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from tests.ops.checks import (
+    BF16,
+    F16,
+    F32,
+    SHORT,
+    Case,
+    backends,
+    check_backend,
+    check_double_backward,
+    check_reference,
+    check_saves_nothing,
+    draw,
+)
+from tests.tiny import modelling
+
+EPS = 1e-5
+#: Class of the original -> (module, the op's offset and cast_first).
+FLAVOURS = {
+    "LlamaRMSNorm": ("llama", 0.0, True),
+    "GemmaRMSNorm": ("gemma", 1.0, False),
+    "Olmo2RMSNorm": ("olmo2", 0.0, False),
+}
+DTYPES = ((F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F16, F32), (F32, BF16))
+SHAPES = ((1, 64), (0, 31), (2, 7, 97), (2, 5, 3, 16), (13, 3), (96, 512))
+
+
+def case(
+    flavour: str,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    grads: tuple[bool, bool] = (True, True),
+    name: str = "",
+    **drawn: Any,
+) -> Case:
+    """``drawn`` is about x: layout, scale, poison."""
+    module, offset, cast_first = FLAVOURS[flavour]
+
+    def inputs(device: str) -> Any:
+        x = draw(shape, dtypes[0], grad=grads[0], device=device, **drawn)
+        weight = draw(shape[-1:], dtypes[1], seed=1, grad=grads[1], device=device)
+        return (x, weight, EPS, offset, cast_first), {}
+
+    def original(x: Any, weight: Any, eps: float, *options: Any) -> Any:
+        norm = getattr(modelling(module), flavour)(shape[-1], eps)
+        return functional_call(norm, {"weight": weight}, (x,))
+
+    shown = name or drawn.get("layout", "x".join(map(str, shape)))
+    kinds = "-".join(SHORT[dtype] for dtype in dtypes)
+    return Case(f"{flavour}-{shown}-{kinds}", "rms_norm", inputs, original, exact=True)
+
+
+CASES = [
+    *(
+        case(flavour, (3, 7, 61), dtypes, layout=layout)
+        for flavour in FLAVOURS
+        for dtypes in DTYPES
+        for layout in ("contiguous", "transposed", "half", "sliced", "expanded")
+    ),
+    *(
+        case(flavour, shape, (dtype, dtype))
+        for flavour in FLAVOURS
+        for shape in SHAPES
+        for dtype in (F32, BF16, F16)
+    ),
+    *(
+        case(flavour, (5, 33), (dtype, dtype), name=str(poison), poison=poison)
+        for flavour in FLAVOURS
+        for dtype in (F32, BF16)
+        for poison in (float("nan"), float("inf"), float("-inf"))
+    ),
+    *(
+        case(flavour, (5, 33), dtypes, name=f"scaled by {scale}", scale=scale)
+        for flavour in FLAVOURS
+        for dtypes in ((F32, F32), (F16, F16))
+        for scale in (0.0, 1e-4, 1e4)
+    ),
+    *(
+        case(flavour, (5, 33), (F32, F32), grads, name=name)
+        for flavour in FLAVOURS
+        for name, grads in (
+            ("frozen weight", (True, False)),
+            ("frozen input", (False, True)),
+            ("all frozen", (False, False)),
+        )
+    ),
+]
+PLAIN = [case(flavour, (3, 7, 61), (F32, F32)) for flavour in FLAVOURS]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference_is_what_hugging_face_computes(case: Case) -> None:
+    check_reference(case)
+
+
+@pytest.mark.parametrize(("kernel", "case"), backends(CASES))
+def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
+    check_backend(kernel, case)
+
+
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
+@pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
+def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
+    check(kernel, case)

@@ -1,0 +1,263 @@
+"""rms_norm, rms_norm_gated and add_rms_norm in Triton: values, strides, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hf_kernel_patch.ops import launch
+from hf_kernel_patch.ops.add_rms_norm import CudaFusedAddRMSNorm
+from hf_kernel_patch.ops.add_rms_norm.reference import add_rms_norm as add_reference
+from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm, reference
+from tests.ops import test_add_rms_norm, test_rms_norm
+from tests.ops.checks import (
+    BF16,
+    F16,
+    F32,
+    Case,
+    check_backend,
+    check_double_backward,
+    check_saves_nothing,
+    draw,
+)
+from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.tiny import error
+
+pytestmark = MARKS
+NORM, ADD = here(CudaFusedRMSNorm), here(CudaFusedAddRMSNorm)
+EPS = 1e-5
+#: The interpreter takes bf16 for integers and truncates, and is slow.
+CASES = [
+    (kernel, case)
+    for kernel, cases in ((NORM, test_rms_norm.CASES), (ADD, test_add_rms_norm.CASES))
+    for case in cases
+    if GPU or ("bf16" not in case.name and "96x512" not in case.name)
+]
+PLAIN = [
+    *((NORM, case) for case in test_rms_norm.PLAIN),
+    *((ADD, case) for case in test_add_rms_norm.PLAIN),
+]
+
+
+RMS_NORM, ADD_RMS_NORM = NORM.load(), ADD.load()
+RMS_NORM_GATED = resolve_name("hf_kernel_patch.ops.rms_norm.triton:rms_norm_gated")
+#: name -> (function, reference, how many inputs there are beside the weight)
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
+    "rms_norm": (
+        lambda x, weight: RMS_NORM(x, weight, EPS),
+        lambda x, weight: reference.rms_norm(x, weight, EPS, dtype=x.dtype),
+        1,
+    ),
+    "add_rms_norm": (
+        lambda x, residual, weight: ADD_RMS_NORM(x, residual, weight, EPS, 1.0, False),
+        lambda x, residual, weight: add_reference(x, residual, weight, EPS, 1.0, False, x.dtype),
+        2,
+    ),
+    "rms_norm_gated": (
+        lambda x, gate, weight: RMS_NORM_GATED(x, gate, weight, EPS),
+        lambda x, gate, weight: reference.rms_norm_gated(x, gate, weight, EPS, x.dtype),
+        2,
+    ),
+}
+EACH = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def shown(value: Any) -> str:
+    return str(getattr(value, "op", value)) if isinstance(value, type) else str(value)
+
+
+def operands(
+    name: str,
+    shape: tuple[int, ...] = (5, 24),
+    dtype: torch.dtype = F32,
+    layouts: tuple[str, ...] = ("contiguous", "contiguous"),
+    grad: bool = True,
+) -> list[torch.Tensor]:
+    """Inputs of a function, the weight last."""
+    count = FUNCTIONS[name][2]
+    inputs = [
+        draw(shape, dtype, seed=i, layout=layouts[i], grad=grad, device=DEVICE)
+        for i in range(count)
+    ]
+    return [*inputs, draw(shape[-1:], dtype, seed=9, grad=grad, device=DEVICE)]
+
+
+def flat(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def outcome(
+    function: Callable[..., Any], inputs: list[torch.Tensor], layout: str = "contiguous"
+) -> list[torch.Tensor]:
+    """Outputs, then gradients of the inputs for random incoming ones; the same at every call."""
+    outputs = flat(function(*inputs))
+    upstream = [
+        draw(tuple(out.shape), F32, seed=7 + i, layout=layout, grad=False, device=DEVICE)
+        for i, out in enumerate(outputs)
+    ]
+    upstream = [g.to(out.dtype) for g, out in zip(upstream, outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
+
+
+def furthest(name: str, inputs: list[torch.Tensor], layout: str = "contiguous") -> float:
+    """The largest error of outputs and gradients against the reference in float64."""
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    function, truth, _ = FUNCTIONS[name]
+    found, right = outcome(function, inputs, layout), outcome(truth, wide, layout)
+    assert [a.shape for a in found] == [b.shape for b in right]
+    return max(error(a.detach(), b.detach()) for a, b in zip(found, right, strict=True))
+
+
+@pytest.mark.parametrize(("kernel", "case"), CASES, ids=shown)
+def test_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
+    check_backend(kernel, case)
+
+
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
+@pytest.mark.parametrize(("kernel", "case"), PLAIN, ids=shown)
+def test_autograd_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
+    check(kernel, case)
+
+
+@pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)])
+def test_the_gated_reference_is_what_qwen3_next_computes(dtypes: tuple[torch.dtype, ...]) -> None:
+    modelling = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    norm = modelling.Qwen3NextRMSNormGated(24, EPS)
+    x, gate = (draw((5, 24), dtypes[0], seed=i, grad=False) for i in range(2))
+    weight = draw((24,), dtypes[1], seed=2, grad=False)
+    theirs = torch.func.functional_call(norm, {"weight": weight}, (x, gate))
+    ours = reference.rms_norm_gated(x, gate, weight, EPS)
+    assert ours.dtype == theirs.dtype
+    assert torch.equal(ours, theirs)
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("dtype", "layouts"),
+    [
+        (F32, ("contiguous", "contiguous")),
+        (F32, ("heads", "heads")),
+        (F32, ("heads", "half")),
+        (F32, ("half", "contiguous")),
+        (F32, ("contiguous", "sliced")),
+        (F32, ("transposed", "expanded")),
+        (F16, ("heads", "contiguous")),
+        (BF16, ("half", "heads")),
+    ],
+)
+def test_any_strides_of_inputs_and_gradients(
+    name: str, dtype: torch.dtype, layouts: tuple[str, str]
+) -> None:
+    inputs = operands(name, (2, 3, 4, 24), dtype, layouts)
+    limit = {F32: 1e-6, F16: 1e-3, BF16: 8e-3 if GPU else 2e-2}[dtype]
+    for layout in ("contiguous", "heads", "expanded"):
+        assert furthest(name, inputs, layout) < limit
+    assert flat(FUNCTIONS[name][0](*inputs))[0].stride() == torch.empty_like(inputs[0]).stride()
+
+
+@EACH
+def test_a_weight_with_gaps(name: str) -> None:
+    *inputs, _ = operands(name)
+    weight = draw((24,), seed=9, layout="sliced", device=DEVICE)
+    assert not weight.is_contiguous()
+    assert furthest(name, [*inputs, weight]) < 1e-6
+
+
+@EACH
+@pytest.mark.parametrize("width", [2, 7, 16, 64, 100, 128, 256, 896])
+def test_widths(name: str, width: int) -> None:
+    assert furthest(name, operands(name, (3, width))) < 2e-6
+
+
+@EACH
+def test_more_rows_than_all_programs_take_at_once(name: str) -> None:
+    assert furthest(name, operands(name, (1234, 64))) < 2e-6
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rows are too wide for registers from 33 elements in the backward, from 49 in the forward."""
+    from hf_kernel_patch.ops.add_rms_norm import triton as add
+    from hf_kernel_patch.ops.rms_norm import triton as norm
+    from hf_kernel_patch.ops.rows import norm as rows
+
+    plans = rows._forward_plan, rows._backward_plan
+    for module, attribute, value in (
+        (rows, "WIDEST", 48),
+        *((module, "WIDEST_BACKWARD", 32) for module in (rows, norm, add)),
+        (rows, "_WIDE_BLOCK", 16),
+        (rows, "_WIDE_WARPS", 4),
+    ):
+        monkeypatch.setattr(module, attribute, value)
+    for plan in plans:
+        plan.cache_clear()
+    yield
+    for plan in plans:
+        plan.cache_clear()
+
+
+@pytest.mark.usefixtures("narrow")
+@EACH
+@pytest.mark.parametrize("width", [32, 40, 64, 71])
+@pytest.mark.parametrize("layout", ["contiguous", "half", "sliced"])
+def test_rows_too_wide_for_registers(name: str, width: int, layout: str) -> None:
+    assert furthest(name, operands(name, (9, width), layouts=(layout, "contiguous"))) < 2e-6
+
+
+@needs_gpu
+@pytest.mark.parametrize("width", [2048, 5120, 8192, 8200, 16384, 40000, 65536])
+def test_wide_rows(width: int) -> None:
+    for name in FUNCTIONS:
+        assert furthest(name, operands(name, (40, width))) < 2e-6
+
+
+def test_without_eps_only_rows_of_zeros_are_nan() -> None:
+    x = torch.full((3, 16), 2.0, device=DEVICE)
+    x[1] = 0.0
+    x.requires_grad_()
+    weight = torch.ones(16, device=DEVICE, requires_grad=True)
+    found = RMS_NORM(x[::2], weight, 0.0)
+    assert torch.equal(found, torch.ones_like(found))
+    (grad,) = torch.autograd.grad(found.sum(), weight)
+    assert torch.equal(grad, torch.full_like(grad, 2.0))
+    assert RMS_NORM(x, weight, 0.0)[1].isnan().all()
+
+
+def test_the_gate_is_silu() -> None:
+    x, gate, weight = operands("rms_norm_gated", grad=False)
+    plain = RMS_NORM(x, weight, EPS)
+    assert error(RMS_NORM_GATED(x, gate, weight, EPS), plain * F.silu(gate)) < 1e-6
+
+
+def test_the_blocks_depend_on_the_width_and_the_device_alone() -> None:
+    from hf_kernel_patch.ops.rows import norm
+
+    for width in (1, 64, 128, 896, 2048, 5120, 8192):
+        block = norm.power(width)
+        rows, warps, *_ = norm.forward_blocks(width)
+        assert rows * block <= 32 * 32 * warps
+        for memory in (48 << 10, 99 << 10, 227 << 10):
+            rows, warps, stages, share = norm.backward_blocks(width, 6, memory)
+            assert (stages - 1) * rows * block * 6 <= memory
+            assert share * warps <= 16
+
+
+def test_refuses_a_weight_of_another_width_and_a_residual_of_another_shape() -> None:
+    x, residual, weight = operands("add_rms_norm")
+    assert NORM.refuse(x, weight, EPS) is None
+    assert "weight" in str(NORM.refuse(x, weight[:1], EPS))
+    assert ADD.refuse(x, residual, weight, EPS) is None
+    assert "residual" in str(ADD.refuse(x, residual[:1], weight, EPS))
+    assert "weight" in str(ADD.refuse(x, residual, weight[:1], EPS))
+
+
+def test_the_probe_runs_a_kernel_or_says_why_not() -> None:
+    assert launch.probe(DEVICE) is None
+    assert "cannot run a kernel" in str(launch.probe("meta"))
+    if not GPU:
+        assert CudaFusedRMSNorm.check_deps() == launch.probe("cuda") is not None

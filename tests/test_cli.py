@@ -1,0 +1,354 @@
+"""The command line, in this process and as a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.llama import modeling_llama
+from typer.testing import CliRunner
+
+import hf_kernel_patch
+from hf_kernel_patch import models, registry
+from hf_kernel_patch.activation import exists_here
+from hf_kernel_patch.cli import app
+from tests.tiny import ARCHITECTURES, ops_of, tiny_config
+
+ROOT = Path(hf_kernel_patch.__file__).parent.parent
+
+
+def invoke(*arguments: Any) -> Any:
+    """The result of a command in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def answer(*arguments: Any) -> Any:
+    """What a command prints as JSON."""
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a program that finds the package in no other way than its own."""
+    found = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
+    path = os.pathsep.join([variables.pop("PYTHONPATH", ""), *found]).strip(os.pathsep)
+    main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from hf_kernel_patch.cli import main"
+    return subprocess.run(
+        [sys.executable, "-c", f"{main}; main()", *arguments],
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_list_shows_every_kernel_and_whether_it_runs_here() -> None:
+    listed = {one["kernel_id"]: one for one in answer("list")}
+    assert listed.keys() == registry.kernels().keys()
+    assert {k for k, one in listed.items() if one["default"]} == {
+        *hf_kernel_patch.get_default_kernels()
+    }
+    assert {k for k, one in listed.items() if one["unavailable"] is None} == {
+        *hf_kernel_patch.get_available_kernels()
+    }
+    text = invoke("list").stdout
+    assert all(kernel_id in text for kernel_id in listed)
+
+
+def test_list_says_why_a_kernel_cannot_run() -> None:
+    members = {"kernel_id": "needy", "op": "rms_norm", "requires": ("no_such_package",)}
+    registry.register_kernel(type("Needy", (registry.BaseKernel,), members))
+    try:
+        (needy,) = [one for one in answer("list") if one["kernel_id"] == "needy"]
+        assert needy["unavailable"] == "needs the package no_such_package"
+        assert "no: needs the package no_such_package" in invoke("list").stdout
+    finally:
+        del registry.kernels()["needy"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_status_of_a_type_names_every_site_and_leaves_nothing_patched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_KERNEL_PATCH", ",".join(ops_of(name)))
+    rows = answer("status", name)["rows"]
+    targets = [target for target in models.architectures()[name].targets if exists_here(target)]
+    assert [row["site"] for row in rows] == [target.site for target in targets]
+    assert {row["outcome"] for row in rows} == {"patched"}
+    assert not hf_kernel_patch.status().rows
+
+
+def test_status_of_a_saved_model_is_that_of_its_type(tmp_path: Path) -> None:
+    tiny_config("qwen3").save_pretrained(tmp_path)
+    assert answer("status", tmp_path) == answer("status", "qwen3")
+
+
+def test_status_shows_what_the_defaults_patch() -> None:
+    rows = answer("status", "llama")["rows"]
+    with hf_kernel_patch.patched(models="llama") as report:
+        assert [(row["site"], row["kernel"]) for row in rows] == [
+            (row.site, row.kernel) for row in report
+        ]
+    text = invoke("status", "llama").stdout
+    assert all(f"{row['site']} -> {row['kernel']}" in text for row in rows)
+
+
+def test_status_without_a_target_takes_every_architecture() -> None:
+    report = answer("status")
+    assert {row["architecture"] for row in report["rows"]} == {*ARCHITECTURES}
+    assert {row["outcome"] for row in report["rows"]} == {"patched"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "note"),
+    [
+        ("HF_KERNEL_PATCH", "0", "no kernel is chosen"),
+        ("HF_KERNEL_PATCH_DISABLE", "1", "HF_KERNEL_PATCH_DISABLE is set"),
+        ("HF_KERNEL_PATCH_MODELS", "qwen2", "HF_KERNEL_PATCH_MODELS leaves llama out"),
+    ],
+)
+def test_status_follows_the_environment(
+    variable: str, value: str, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert answer("status", "llama") == {
+        "summary": f"nothing patched: {note}",
+        "note": note,
+        "rows": [],
+    }
+
+
+def test_status_reports_a_kernel_that_finds_no_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_KERNEL_PATCH", "torch_fused_moe")
+    monkeypatch.setenv("HF_KERNEL_PATCH_STRICT", "1")
+    (row,) = answer("status", "llama")["rows"]
+    assert (row["outcome"], row["reason"]) == (
+        "skipped",
+        "torch_fused_moe found no site in llama",
+    )
+
+
+def test_status_and_doctor_report_a_module_that_cannot_be_imported() -> None:
+    table = models.Architecture("absent", {"AbsentNorm.forward": "rms_norm.llama"})
+    models.register_model(table)
+    try:
+        (row,) = answer("status", "absent")["rows"]
+        assert row["outcome"] == "skipped"
+        assert "No module named 'transformers.models.absent'" in row["reason"]
+        (row,) = [one for one in answer("doctor")["tables"] if one["architecture"] == "absent"]
+        assert "No module named 'transformers.models.absent'" in row["reason"]
+    finally:
+        del models.architectures()["absent"]
+
+
+def test_status_of_an_unknown_type_names_the_near_ones() -> None:
+    result = invoke("status", "qwen3_mo")
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert "unknown model type or directory 'qwen3_mo'" in result.stderr
+    assert "did you mean 'qwen3_moe'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "message"),
+    [
+        (None, 1, "config.json"),
+        ("{}", 2, "names no model_type"),
+        ("[1]", 2, "names no model_type"),
+        ("not json", 2, "names no model_type"),
+        ('{"model_type": "lama"}', 2, "did you mean 'llama'"),
+    ],
+)
+def test_status_of_a_directory_that_tells_nothing(
+    config: str | None, code: int, message: str, tmp_path: Path
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    result = invoke("status", tmp_path)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+def test_doctor_checks_every_row_and_names_the_versions() -> None:
+    found = answer("doctor")
+    for package in ("torch", "transformers", "wrapt"):
+        assert found["versions"][package] == version(package)
+    assert found["versions"]["hf-kernel-patch"] == hf_kernel_patch.__version__
+    assert [one["current"] for one in found["devices"]].count(True) >= 1
+    assert [row["site"] for row in found["tables"]] == [
+        target.site
+        for architecture in models.architectures().values()
+        for target in architecture.targets
+        if exists_here(target)
+    ]
+    assert [row for row in found["tables"] if row["reason"]] == []
+    text = invoke("doctor").stdout
+    assert f"tables: {len(found['tables'])} rows, 0 would be skipped" in text
+
+
+def test_doctor_names_a_foreign_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, hidden_states: Any) -> Any:
+        return hidden_states
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", forward)
+    found = [one for one in answer("doctor")["foreign"] if "LlamaRMSNorm" in one["site"]]
+    (one,) = found
+    assert one["by"].endswith(f"forward of {__name__}")
+    assert one["effect"] == f"patched by {__name__}: its code is not the original's"
+    text = invoke("doctor").stdout
+    assert f"skipped {one['site']}: {one['effect']}" in text
+    assert f"foreign {one['site']} is {one['by']}" in text
+
+
+def test_doctor_does_not_take_our_own_patch_for_a_foreign_one() -> None:
+    before = answer("doctor")
+    with hf_kernel_patch.patched("rms_norm,rope", models="llama"):
+        assert answer("doctor") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("absent.py",), 2, "no such file: absent.py"),
+        (("python3",), 2, "for the command of that name write /"),
+        (("-m",), 2, "-m needs the name of a module"),
+        (("--inclde", "rope", __file__), 2, "no such option: --inclde"),
+        (("--include", "rms_nrm", __file__), 2, "did you mean 'rms_norm'"),
+        (("--models", "lama", __file__), 2, "did you mean 'llama'"),
+        (("--backend", "trition", __file__), 2, "did you mean 'triton'"),
+        (("--include", "auto,rope", __file__), 2, "'auto' stands alone"),
+    ],
+)
+def test_run_refuses_before_anything_starts(
+    arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    result = invoke("run", *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+def test_run_names_the_kernel_that_cannot_run_here() -> None:
+    members = {"kernel_id": "needy", "op": "rms_norm", "requires": ("no_such_package",)}
+    registry.register_kernel(type("Needy", (registry.BaseKernel,), members))
+    try:
+        result = invoke("run", "--include", "needy", __file__)
+        assert result.exit_code == 1
+        assert "'needy' cannot run here: needs the package no_such_package" in result.stderr
+    finally:
+        del registry.kernels()["needy"]
+
+
+SCRIPT = """
+import json, multiprocessing, subprocess, sys
+import transformers
+
+def patched():
+    ours = sys.modules.get("hf_kernel_patch")
+    return ours and [row.kernel for row in ours.status()]
+
+def tell(queue):
+    queue.put(patched())
+
+if __name__ == "__main__" and sys.argv[1:] == ["child"]:
+    print(json.dumps(patched()))
+elif __name__ == "__main__":
+    from transformers.models.llama import modeling_llama
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=tell, args=(queue,))
+    process.start()
+    child = subprocess.run([sys.executable, __file__, "child"], capture_output=True, text=True)
+    print(json.dumps({
+        "argv": sys.argv[1:],
+        "here": hasattr(modeling_llama.LlamaRMSNorm.forward, "__hf_kernel_patch__"),
+        "there": hasattr(modeling_llama.LlamaMLP.forward, "__hf_kernel_patch__"),
+        "path": sys.path[0],
+        "child": json.loads(child.stdout),
+        "spawned": queue.get(),
+    }))
+    process.join()
+    sys.exit(7)
+"""
+
+
+def test_run_patches_an_unmodified_script_and_its_children(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    given = ["--include", "x", "--", "-m", "--help", "", "a b"]
+    options = ("--include", "torch_fused_rmsnorm", "--models=llama", "--strict")
+    done = program("run", *options, str(script), *given, cwd=tmp_path)
+    assert done.returncode == 7, done.stderr
+    assert json.loads(done.stdout) == {
+        "argv": given,
+        "here": True,
+        "there": False,
+        "path": str(tmp_path),
+        "child": ["torch_fused_rmsnorm"],
+        "spawned": ["torch_fused_rmsnorm"],
+    }
+
+
+MODULE = """
+import os, signal, sys
+import sitecustomize
+told = {name: os.environ.get(name) for name in ("HF_KERNEL_PATCH", "HF_KERNEL_PATCH_BACKEND")}
+print(sys.argv[1:], told, sitecustomize.place, "transformers" in sys.modules, flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("options", "variables", "told"),
+    [
+        ((), {}, {"HF_KERNEL_PATCH": "auto", "HF_KERNEL_PATCH_BACKEND": None}),
+        (
+            ("--backend", "torch"),
+            {"HF_KERNEL_PATCH": "rope"},
+            {"HF_KERNEL_PATCH": "rope", "HF_KERNEL_PATCH_BACKEND": "torch"},
+        ),
+    ],
+    ids=["by default", "with options and variables"],
+)
+def test_run_takes_a_module_passes_the_signal_on_and_runs_a_hidden_sitecustomize(
+    options: tuple[str, ...], variables: dict[str, str], told: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "told.py").write_text(MODULE)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("place = 'further on'")
+    variables = {"PYTHONPATH": str(tmp_path / "site"), **variables}
+    done = program("run", *options, "-m", "told", "--strict", "-x", cwd=tmp_path, **variables)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.stdout == f"{['--strict', '-x']} {told} further on False\n"
+
+
+@pytest.mark.parametrize("command", [("status", "llama"), ("run", __file__)], ids=["status", "run"])
+def test_a_bad_variable_is_told_without_a_traceback(command: tuple[str, ...]) -> None:
+    variables = {
+        "HF_KERNEL_PATCH": "rms_nrm",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_kernel_patch", *command],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("hf-kernel-patch: unknown kernel id or op 'rms_nrm'")
+    assert "in the variable HF_KERNEL_PATCH; did you mean 'rms_norm'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_is_the_package_s() -> None:
+    assert invoke("--version").stdout.strip() == hf_kernel_patch.__version__

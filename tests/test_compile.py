@@ -1,0 +1,84 @@
+"""torch.compile sees the original through a replacement: one graph, no break, no recompilation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import hf_kernel_patch
+from tests.probes import LAYERS, changed, handed_back, llama, places, served
+from tests.tiny import modelling, tiny_model, tokens
+
+WHY = "torch.compile fuses the original itself"
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    modelling("llama")
+    before = places()
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    assert changed(before) == set()
+
+
+def compiled(function: Any) -> Any:
+    """In one graph, run by PyTorch itself."""
+    return torch.compile(function, fullgraph=True, backend="eager")
+
+
+@torch.no_grad()
+def test_a_whole_model_compiles_in_one_graph_inside_and_after() -> None:
+    model = tiny_model("llama", num_hidden_layers=1).eval()
+    eager = model(tokens(), use_cache=False).logits
+    fast = compiled(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo detected")
+        with hf_kernel_patch.patched(LAYERS, models="llama", strict=True):
+            assert torch.equal(fast(tokens(), use_cache=False).logits, eager)
+    assert torch.equal(fast(tokens(), use_cache=False).logits, eager)
+
+
+def test_counting_costs_no_recompilation() -> None:
+    norm, x = llama().LlamaRMSNorm(8), torch.randn(4, 8)
+    eager = norm(x)
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("rms_norm", models="llama", strict=True) as report:
+        fast = compiled(norm)
+        for _ in range(12):  # more than the compiler puts up with
+            assert torch.equal(fast(x), eager)
+        assert served(report) == 0
+        assert set(handed_back(report)) <= {WHY}
+        norm(x)
+        assert served(report) == 1
+
+
+def test_patching_again_and_again_costs_no_recompilation() -> None:
+    norm, x = llama().LlamaRMSNorm(8), torch.randn(4, 8)
+    eager, graphs = norm(x), 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    fast = torch.compile(norm, fullgraph=True, backend=count)
+    for _ in range(12):
+        with hf_kernel_patch.patched("rms_norm", models="llama", strict=True):
+            assert torch.equal(fast(x), eager)
+        assert torch.equal(fast(x), eager)
+    assert graphs <= 2
+
+
+def test_gradients_of_a_compiled_module_agree() -> None:
+    mlp = tiny_model("llama", num_hidden_layers=1).model.layers[0].mlp
+    x = torch.randn(3, 64, requires_grad=True)
+    eager = torch.autograd.grad(mlp(x).square().sum(), [x, *mlp.parameters()])
+    with hf_kernel_patch.patched("swiglu", models="llama", strict=True):
+        inside = torch.autograd.grad(compiled(mlp)(x).square().sum(), [x, *mlp.parameters()])
+    for left, right in zip(inside, eager, strict=True):
+        assert torch.equal(left, right)

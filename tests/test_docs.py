@@ -1,0 +1,135 @@
+"""The documentation: its examples run, its tables are those of the code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import hf_kernel_patch
+from hf_kernel_patch import registry
+from hf_kernel_patch.cli import app
+from hf_kernel_patch.forms import forms
+from hf_kernel_patch.models import architectures
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parent.parent
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md",)} | {
+    path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table whose head starts so, cell by cell."""
+    _, _, rest = PAGES[page].partition(f"\n| {heading} |")
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def run(directory: Path, code: str) -> str:
+    """What a program of its own prints that finds what is in the directory."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_kernel_and_an_op_of_one_s_own(tmp_path: Path) -> None:
+    for number, example in enumerate(blocks("kernels.md", "python")):
+        (tmp_path / f"example_{number}.py").write_text(example)
+    printed = run(tmp_path, "import example_0, example_1")
+    (promised,) = blocks("kernels.md", "text")
+    # the accelerator in use depends on the machine
+    assert [line.partition(" use here")[0] for line in printed.splitlines()] == [
+        line.partition(" use here")[0] for line in promised.splitlines()
+    ]
+
+
+def test_an_architecture_of_one_s_own(tmp_path: Path) -> None:
+    for example in blocks("architectures.md", "python"):
+        name = example.partition("\n")[0].removeprefix("# ")
+        (tmp_path / name).write_text(example)
+    assert [run(tmp_path, "import patch_my_model")] == blocks("architectures.md", "text")
+
+
+def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def train(model: Any) -> None:
+        trained.append([row.op for row in hf_kernel_patch.status()])
+
+    monkeypatch.chdir(tmp_path)
+    (config,) = blocks("README.md", "yaml")
+    Path("train.yaml").write_text(config)
+    names = {"model": tiny_model("llama"), "train": train}
+    for example in blocks("README.md", "python"):
+        exec(example, names)
+        assert not hf_kernel_patch.status().rows
+    assert trained == [["rms_norm", "rope"]]
+
+
+def test_readme_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = blocks("README.md", "console")
+    command, _, output = shown.partition("\n")
+    variable, _, value = command.split()[1].partition("=")
+    monkeypatch.setenv(variable, value)
+    assert command.split()[2] == "hf-kernel-patch"
+    assert CliRunner().invoke(app, command.split()[3:]).stdout == output
+
+
+def test_forms_are_all_listed() -> None:
+    listed = {name.strip("`"): op.strip("`") for name, op, _ in table("architectures.md", "form")}
+    assert listed == {form.name: form.op for form in forms().values()}
+
+
+def test_ops_are_all_listed_with_their_arguments() -> None:
+    listed = {op.strip("`"): words.split("`")[1] for op, words in table("kernels.md", "op")}
+    assert listed.keys() == registry.ops()
+    for op, arguments in listed.items():
+        function = pkgutil.resolve_name(f"hf_kernel_patch.ops.{op}.reference:{op}")
+        taken = ", ".join(inspect.signature(function).parameters)
+        assert taken.startswith(arguments), f"{op} takes {taken}"
+
+
+def test_readme_names_every_architecture_and_every_op_that_replaces_code() -> None:
+    rows = [[cell.strip("`") for cell in row] for row in table("README.md", "op")]
+    tables = [t for architecture in architectures().values() for t in architecture.targets]
+    assert {op for op, *_ in rows} == {forms()[target.form].op for target in tables}
+    assert {registry.kernels()[kernel].op: kernel for *_, kernel in rows} == {
+        op: kernel for op, _, kernel in rows
+    }
+    (line,) = re.findall(r"^Architectures: (.*?)\.$", PAGES["README.md"], re.DOTALL | re.MULTILINE)
+    assert re.findall(r"`(\w+)`", line) == sorted(architectures())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    base = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page]):
+        assert (base / target).exists(), target
+
+
+def test_ci_runs_the_readme_s_second_command() -> None:
+    commands = blocks("README.md", "sh")
+    assert len(commands) == 2
+    assert commands[1].strip() in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
