@@ -51,6 +51,7 @@ __all__ = [
     "unpatch",
 ]
 
-count_calls(settings.flag("COUNT"))
-if settings.requested_by_environment():
-    patch_transformers()
+if not settings.in_command_line():  # which tells of a bad variable without a traceback
+    count_calls(settings.flag("COUNT"))
+    if settings.requested_by_environment():
+        patch_transformers()

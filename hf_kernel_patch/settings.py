@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -107,6 +108,12 @@ def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, s
     if not child.get(PREFIX, "").strip():
         child[PREFIX] = "auto"
     return {**child, **{_variable(name): value for name, value in options.items()}}
+
+
+def in_command_line() -> bool:
+    """Whether this process is the command ``hf-kernel-patch`` itself."""
+    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    return name == "hf-kernel-patch" or (name == "-m" and "hf_kernel_patch" in sys.orig_argv)
 
 
 def is_rank_zero() -> bool:

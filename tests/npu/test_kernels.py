@@ -244,11 +244,20 @@ def test_swiglu_of_halves_gives_their_tensor_its_gradient() -> None:
     assert torch.equal(whole.grad, same.grad)
 
 
+def test_swiglu_takes_a_gradient_that_is_not_contiguous() -> None:
+    gate, up = drawn(3, 32), drawn(3, 32, seed=1)
+    function_of("swiglu")(gate, up).sum().backward()
+    expected = torch.autograd.grad(torch.nn.functional.silu(gate).mul(up).sum(), gate)[0]
+    assert gate.grad is not None and error(gate.grad.cpu(), expected.cpu()) <= 1e-6
+
+
 def test_swiglu_tells_halves_from_other_parts_of_one_tensor() -> None:
     whole = drawn(3, 96, grad=False)
     first, second, third = whole.chunk(3, dim=-1)
     rows = drawn(4, 32, grad=False)
-    for gate, up in ((first, second), (second, third), (second, first), (rows[:3], rows[1:])):
+    left, right = drawn(3, 64, grad=False).chunk(2, dim=-1)
+    pairs = [(first, second), (second, third), (rows[:3], rows[1:]), (right, left), (left, left)]
+    for gate, up in pairs:
         out = function_of("swiglu")(gate, up)
         assert torch.equal(out, function_of("swiglu")(gate.clone(), up.clone()))
 

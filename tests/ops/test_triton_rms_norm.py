@@ -258,6 +258,6 @@ def test_refuses_a_weight_of_another_width_and_a_residual_of_another_shape() -> 
 
 def test_the_probe_runs_a_kernel_or_says_why_not() -> None:
     assert launch.probe(DEVICE) is None
-    assert "cannot run a kernel" in str(launch.probe("meta"))
-    if not GPU:
+    if not GPU:  # there, a launch on no memory would break the device for all later tests
+        assert "cannot run a kernel" in str(launch.probe("meta"))
         assert CudaFusedRMSNorm.check_deps() == launch.probe("cuda") is not None

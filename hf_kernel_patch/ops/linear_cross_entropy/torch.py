@@ -76,6 +76,7 @@ class _Total(torch.autograd.Function):
                 grad_weight += (grad.t() @ x).float()
         ctx.save_for_backward(hidden, weight, targets, grad_hidden, grad_weight)
         ctx.options = scale, softcap, ignore_index
+        ctx.empty = len(rows) == 0
         return total
 
     @staticmethod
@@ -97,6 +98,8 @@ class _Total(torch.autograd.Function):
                 )
 
             return *eager_gradients(eager, (hidden, weight), (grad,)), None, None, None, None
+        if ctx.empty:  # the mean of nothing is NaN, but its gradient is zero, as in the original
+            grad = torch.zeros_like(grad)
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad
         if grad_weight is not None:

@@ -1,7 +1,10 @@
 """moe through torch_npu: token permute, grouped matmul, swiglu, token unpermute."""
 
-# The experts' backward is by hand: npu_grouped_matmul has none. Gate and up come out of it side by
-# side where the weights are stacked, which is what npu_swiglu takes.
+# npu_moe_token_permute over ..._with_routing_map, which wants a mask (T, E) of as many experts a
+# token, and over npu_moe_init_routing, which has no backward.
+# npu_grouped_matmul with a tensor of counts, for which nothing has to wait on the host; it has no
+# backward, so that is here. It takes a transposed view of the weights, and of x to group columns.
+# npu_swiglu wants gate and up side by side, as they come from stacked weights.
 
 from __future__ import annotations
 
@@ -147,7 +150,7 @@ def _weight_gradients(
     if stacked:
         return [grads]
     for expert, grad in zip(routing.hit, grads, strict=True):
-        found[expert] = grad if each[expert].requires_grad else None
+        found[expert] = grad
     return found
 
 
@@ -200,12 +203,11 @@ class _MoE(torch.autograd.Function):
         if torch.is_grad_enabled():
             again = _again(grad, hidden, routing.index, weights, "silu", experts)
             return again[0], again[2], None, *again[4:]
-        needs_hidden, needs_weights, _, *needs_experts = ctx.needs_input_grad
+        needs_hidden, _, _, *needs_experts = ctx.needs_input_grad
         *first, second = _products(experts)
         grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
             rows, grad, places, weights
         )
-        grad_weights = grad_weights if needs_weights else None
         grad_rows = grad_rows[: routing.rows]
         last_grads = _weight_gradients(
             routing, grad_rows, lambda: torch_npu.npu_swiglu(joined), second

@@ -40,12 +40,13 @@ def moe(
     """
     wide = hidden.to(dtype)
     out = torch.zeros_like(wide)
+    chosen = bool((index < len(down)).any())  # where none is, the empty sum still has a gradient
     for expert in range(len(down)):
         first: Any = gate_up[expert]
         second: Any = down[expert]
         gate_weight, up_weight = first.chunk(2) if isinstance(first, torch.Tensor) else first
         token, slot = torch.where(index == expert)
-        if not len(token):
+        if not len(token) and chosen:
             continue  # and so, in a list, no gradient
         x = wide[token]
         gate, up = F.linear(x, gate_weight.to(dtype)), F.linear(x, up_weight.to(dtype))

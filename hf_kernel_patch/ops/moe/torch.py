@@ -100,8 +100,9 @@ class _Plan:
 def _grouped(*tensors: Any) -> bool:
     """Whether torch's grouped product takes these tensors; it needs rows of whole 16 bytes."""
     return hasattr(F, "grouped_mm") and all(
-        isinstance(tensor, torch.Tensor)
-        and (tensor.device.type == "cpu" or tensor.stride(-2) * tensor.element_size() % 16 == 0)
+        tensor.stride(-1) == 1
+        and tensor.stride(-2) * tensor.element_size() % 16 == 0
+        and tensor.data_ptr() % 16 == 0
         for tensor in tensors
     )
 
