@@ -40,7 +40,9 @@ def why_not(device: str) -> str | None:
     """Why a device type cannot be used in this process, or None; "any" and "cpu" always can."""
     if device in ("any", "cpu") or device == current():  # in this order: current() needs torch
         return None
-    if device == "npu" and (why := missing_package("torch_npu") or _import_error("torch_npu")):
+    if device == "npu" and missing_package("torch_npu"):
+        return "no npu device: the package torch_npu is not installed"
+    if device == "npu" and (why := _import_error("torch_npu")):
         return f"no npu device: torch_npu is not usable ({why})"
     return f"no {device} device: the accelerator in use here is {current()!r}"
 

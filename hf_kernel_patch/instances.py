@@ -203,7 +203,8 @@ def patch_model(
     """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
     require_model(model)
     with ledger.lock:
-        applications[:] = [application for application in applications if application.alive()]
+        for gone in [one for one in applications if not one.alive()]:
+            gone.release()
         application = Application(kernels, explicit, tables)
         try:
             application.apply(model)

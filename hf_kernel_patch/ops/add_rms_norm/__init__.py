@@ -15,7 +15,6 @@ from hf_kernel_patch.registry import BaseKernel, register_kernel
 class TorchFusedAddRMSNorm(BaseKernel):
     kernel_id = "torch_fused_add_rmsnorm"
     op = "add_rms_norm"
-    default_on = ("cpu",)
     function = "hf_kernel_patch.ops.add_rms_norm.torch:add_rms_norm"
 
 
@@ -23,6 +22,7 @@ class TorchFusedAddRMSNorm(BaseKernel):
 class CudaFusedAddRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_add_rmsnorm"
     op = "add_rms_norm"
+    default_on = ()  # no form uses it yet
     function = "hf_kernel_patch.ops.add_rms_norm.triton:add_rms_norm"
 
     @classmethod
