@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hf_kernel_patch.registry import BaseKernel
 
 
@@ -11,7 +13,7 @@ class TritonKernel(BaseKernel):
     device = "cuda"
     backend = "triton"
     requires = ("torch", "triton")
-    default_on = ("cuda",)
+    default_on: ClassVar[tuple[str, ...]] = ("cuda",)
     traceable = True
 
     @classmethod
