@@ -7,18 +7,26 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable
-from functools import cache
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import ForeignPatchError, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.forms import Site, build, forms
-from hf_kernel_patch.forms.fingerprint import innermost
-from hf_kernel_patch.forms.site import site_of
 from hf_kernel_patch.ledger import Attribute, Entry, Ledger
 from hf_kernel_patch.models import Architecture, Target
+from hf_kernel_patch.places import (
+    describe,
+    exists_here,
+    globals_holding,
+    is_imported,
+    is_plain_bound,
+    locate,
+    original_of,
+    owner_of,
+    shadows,
+)
 from hf_kernel_patch.registry import Kernel
 from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.settings import Settings
@@ -52,7 +60,7 @@ class Activation:
             try:
                 for architecture in models.select(self.settings.models):
                     self._consider(architecture)
-                self._cover([name for name in self._waiting if _is_imported(name)])
+                self._cover([name for name in self._waiting if is_imported(name)])
                 self._check_kernels()
                 self._speak()
                 active.append(self)
@@ -135,7 +143,7 @@ class Activation:
             else:
                 functions[id(value)] = value, made
         if functions:
-            for module, name, held in _globals_holding(functions):
+            for module, name, held in globals_holding(functions):
                 self._push(Attribute(module, name), functions[id(held)][1])
         if classes:
             self._reach_instances(classes)
@@ -171,7 +179,7 @@ class Activation:
             gc.collect()
             found = self._shadows(classes)
         for module, name, value, reachable in found:
-            made, row = classes[_owner(module, classes)]
+            made, row = classes[owner_of(module, classes)]
             if reachable:
                 self._push(Attribute(module, name, may_vanish=True), MethodType(made, module))
             elif name == "_old_forward" or "_old_forward" not in vars(module):
@@ -189,7 +197,7 @@ class Activation:
         return [
             (module, name, value, is_plain_bound(value, module, original))
             for module, name, value in shadows([made for made, _ in classes.values()], classes)
-            for original in [classes[_owner(module, classes)][0].__hf_kernel_patch__.original]
+            for original in [classes[owner_of(module, classes)][0].__hf_kernel_patch__.original]
         ]
 
     def _check_kernels(self) -> None:
@@ -212,99 +220,6 @@ class Activation:
             raise KernelPatchError(complaints[0])
         if complaints:
             warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
-
-
-def exists_here(target: Target) -> bool:
-    """Whether the installed transformers is one that has the target."""
-    return not target.transformers or _version_is(target.transformers)
-
-
-@cache
-def _version_is(wanted: str) -> bool:
-    from importlib.metadata import version
-
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
-
-
-def locate(target: Target) -> tuple[Any, str, Any] | str:
-    """(owner, attribute, value) of an imported target, or the reason why it is not there."""
-    owner: Any = sys.modules[target.module]
-    *path, name = target.qualname.split(".")
-    for part in path:
-        if not hasattr(owner, part):
-            return f"{target.module} has no {part}"
-        owner = getattr(owner, part)
-    if not hasattr(owner, name):
-        return f"{target.module} has no {target.qualname}"
-    return owner, name, getattr(owner, name)
-
-
-def original_of(value: Any) -> Any:
-    """What was there before a replacement, or a rebound copy, of ours."""
-    if (site := site_of(value)) is not None:
-        return original_of(site.original)
-    copy, of = getattr(value, "__hf_kernel_patch_copy__", (None, None))
-    return original_of(of) if copy is not None and copy is value else value
-
-
-def _globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
-    """(module, name, value) of every global of an imported module whose id is wanted."""
-    return [
-        (module, name, value)
-        for module in list(sys.modules.values())
-        if isinstance(names := getattr(module, "__dict__", None), dict)
-        for name, value in list(names.items())
-        if id(value) in wanted
-    ]
-
-
-def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[Any, str, Any]]:
-    """(instance, name, value) of every forward that an instance owns itself.
-
-    Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The
-    names are "forward" and "_old_forward", where accelerate's hooks keep what they wrap.
-    """
-    kinds: set[type] = set()
-    todo = list(classes)
-    while todo:
-        kind = todo.pop()
-        if kind not in kinds and getattr(kind, "forward", None) in forwards:
-            kinds.add(kind)
-            todo += kind.__subclasses__()
-    return [
-        (instance, name, vars(instance)[name])
-        for instance in (gc.get_referrers(*kinds) if kinds else ())
-        if type(instance) in kinds
-        for name in ("forward", "_old_forward")
-        if name in vars(instance)
-    ]
-
-
-def _owner(instance: Any, classes: Container[type]) -> type:
-    return next(kind for kind in type(instance).__mro__ if kind in classes)
-
-
-def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:
-    """Whether the value is the class's own forward, only bound to the instance."""
-    return (
-        isinstance(value, MethodType)
-        and value.__self__ is instance
-        and original_of(value.__func__) is original
-    )
-
-
-def describe(value: Any) -> str:
-    """Where a function comes from, for a message."""
-    function = innermost(getattr(value, "__func__", getattr(value, "func", value)))
-    module = getattr(function, "__globals__", {}).get("__name__") or type(value).__module__
-    return f"{getattr(function, '__qualname__', type(value).__name__)} of {module}"
-
-
-def _is_imported(module: str) -> bool:
-    spec = getattr(sys.modules.get(module), "__spec__", None)
-    return module in sys.modules and not getattr(spec, "_initializing", False)
 
 
 def _hook(module: str) -> None:

@@ -8,10 +8,10 @@ from importlib import metadata
 from typing import Any
 
 from hf_kernel_patch import devices, models
-from hf_kernel_patch.activation import describe, exists_here, locate, original_of
 from hf_kernel_patch.forms import forms
 from hf_kernel_patch.forms.fingerprint import innermost
 from hf_kernel_patch.models import Target
+from hf_kernel_patch.places import describe, exists_here, locate, original_of
 from hf_kernel_patch.preview import import_modelling
 from hf_kernel_patch.version import __version__
 

@@ -12,18 +12,12 @@ from types import MethodType
 from typing import Any
 
 from hf_kernel_patch import models
-from hf_kernel_patch.activation import (
-    describe,
-    exists_here,
-    is_plain_bound,
-    ledger,
-    locate,
-    original_of,
-)
+from hf_kernel_patch.activation import ledger
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.forms import Site, build, forms
 from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Entry, Item, Slot
 from hf_kernel_patch.models import Target
+from hf_kernel_patch.places import describe, exists_here, is_plain_bound, locate, original_of
 from hf_kernel_patch.registry import BaseKernel, Kernel
 from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.settings import is_rank_zero

@@ -9,8 +9,8 @@ import sys
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
-from hf_kernel_patch.activation import original_of
 from hf_kernel_patch.forms.fingerprint import innermost
+from hf_kernel_patch.places import original_of
 
 _numbers = itertools.count(1)
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import models, registry
-from hf_kernel_patch.activation import exists_here
 from hf_kernel_patch.cli import app
+from hf_kernel_patch.places import exists_here
 from tests.tiny import ARCHITECTURES, ops_of, tiny_config
 
 ROOT = Path(hf_kernel_patch.__file__).parent.parent

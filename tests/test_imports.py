@@ -22,6 +22,7 @@ LAYERS = (
     {"ops"},
     {"forms"},
     {"models"},
+    {"places"},
     {"activation"},
     {"subclass"},
     {"instances"},

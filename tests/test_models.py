@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.activation import exists_here, locate
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.places import exists_here, locate
 from tests.tiny import (
     ARCHITECTURES,
     error,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_kernel_patch import devices, registry, settings
-from hf_kernel_patch.activation import exists_here
 from hf_kernel_patch.demo import models, worker
 from hf_kernel_patch.demo.text import documentation
 from hf_kernel_patch.demo.worker import BATCH, LENGTH, Plan
@@ -22,6 +21,7 @@ from hf_kernel_patch.errors import KernelPatchError, KernelUnavailableError, unk
 from hf_kernel_patch.forms import forms
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.output import print_report, print_table
+from hf_kernel_patch.places import exists_here
 
 
 @dataclass

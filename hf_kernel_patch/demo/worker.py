@@ -11,13 +11,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from hf_kernel_patch.activation import exists_here, locate
 from hf_kernel_patch.api import count_calls, patch_transformers, unpatch
 from hf_kernel_patch.demo import memory
 from hf_kernel_patch.demo.models import load
 from hf_kernel_patch.demo.text import batches
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.places import exists_here, locate
 
 BATCH, LENGTH = 8, 128
 LEARNING_RATE, RAMP = 2e-3, 10

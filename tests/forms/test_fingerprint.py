@@ -14,10 +14,10 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
-from hf_kernel_patch.activation import exists_here, locate
 from hf_kernel_patch.forms import forms
 from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.places import exists_here, locate
 from tests.tiny import TRANSFORMERS_5, modelling
 
 PLAIN = "def f(self, x, n=1):\n    y = self.scale * x\n    return g(y, n)\n"

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.activation import exists_here, locate
 from hf_kernel_patch.forms import Site, build
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.places import exists_here, locate
 from hf_kernel_patch.registry import kernels
 from tests.tiny import (
     ARCHITECTURES,
