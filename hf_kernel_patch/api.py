@@ -203,7 +203,8 @@ def status() -> PatchReport:
         rows = [row for one in activation.active for row in one.rows]
         alive = [one for one in instances.applications if one.alive()]
         rows += [row for one in alive for row in one.rows.values()]
-    return PatchReport(rows, "" if rows else _why_nothing())
+    why = _why_nothing() if settings.disabled() else "no patch is in force"
+    return PatchReport(rows, "" if rows else why)
 
 
 def count_calls(enabled: bool = True) -> None:
