@@ -27,7 +27,7 @@ from hf_kernel_patch.places import (
     owner_of,
     shadows,
 )
-from hf_kernel_patch.registry import Kernel
+from hf_kernel_patch.registry import Kernel, has_own_apply
 from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.settings import Settings
 
@@ -208,7 +208,7 @@ class Activation:
                 chosen = self.settings.models
                 named = "any architecture" if isinstance(chosen, str) else ", ".join(chosen)
                 reason = f"{kernel.kernel_id} found no site in {named}"
-                if "apply" in vars(kernel):
+                if has_own_apply(kernel):
                     reason += "; it patches one model at a time: use apply_kernel"
                 self.rows.append(Row(named, "", op, kernel.kernel_id, SKIPPED, reason))
                 self._complaints.append(reason)

@@ -224,7 +224,7 @@ def _apply(
     instances.require_model(model)
     if settings.disabled():
         return model
-    own = {op: kernel for op, kernel in kernels.items() if _has_own_apply(kernel)}
+    own = {op: kernel for op, kernel in kernels.items() if registry.has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
         instances.patch_model(model, shared, explicit, tables)
@@ -232,12 +232,6 @@ def _apply(
         with instances.recorded(model, kernel):
             kernel.apply(model=model)
     return model
-
-
-def _has_own_apply(kernel: registry.Kernel) -> bool:
-    return (
-        getattr(kernel.apply, "__func__", None) is not vars(registry.BaseKernel)["apply"].__func__
-    )
 
 
 def _activation(wanted: Settings) -> Activation:

@@ -162,7 +162,7 @@ class Application:
             target,
             Row(architecture, target.site, kernel.op, kernel.kernel_id, PATCHED, scope="model"),
         )
-        if any((target, kernel) in patched.served for patched in _ours(module)):
+        if any((target, kernel) == kind.__hf_kernel_patch_served__ for kind in _ours(module)):
             return
         made = make()
         if isinstance(made, str):

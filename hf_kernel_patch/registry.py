@@ -43,7 +43,7 @@ class BaseKernel:
     @classmethod
     def check_deps(cls) -> str | None:
         """None where every required package is importable, else the reason why not."""
-        missing = [name for name in cls.requires if (why := devices.missing_package(name)) and why]
+        missing = [name for name in cls.requires if devices.missing_package(name)]
         return f"needs the package {', '.join(missing)}" if missing else None
 
     @classmethod
@@ -136,6 +136,12 @@ def unavailable(kernel: Kernel) -> str | None:
         if answer not in (None, True):
             return str(answer)
     return None
+
+
+def has_own_apply(kernel: Kernel) -> bool:
+    """Whether the kernel patches one model in its own way, as the reference documents' do."""
+    inherited = vars(BaseKernel)["apply"].__func__
+    return getattr(kernel.apply, "__func__", None) is not inherited
 
 
 def available() -> list[str]:

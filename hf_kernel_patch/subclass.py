@@ -48,7 +48,7 @@ def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__hf_kernel_patch_application__": application,
-        "served": (served,),
+        "__hf_kernel_patch_served__": served,
         "forward": forward,
         "__reduce_ex__": reduce,
     }
