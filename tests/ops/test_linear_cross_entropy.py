@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy, chunks
 from hf_kernel_patch.ops.linear_cross_entropy import torch as torch_backend
 from tests.ops.checks import (
     BF16,
@@ -40,6 +41,7 @@ def case(
     grads: tuple[bool, bool] = (True, True),
     layout: str = "contiguous",
     poison: float | None = None,
+    bias: bool = False,
     **options: Any,
 ) -> Case:
     """``ignored`` labels: "none", "some" or "all"; ``items`` is num_items_in_batch."""
@@ -60,6 +62,8 @@ def case(
             extra["num_items_in_batch"] = torch.tensor(13) if items == "tensor" else items
         if shifted:
             extra["shift_labels"] = labels
+        if bias:
+            extra["bias"] = draw((VOCABULARY,), dtype, seed=3, grad=grads[1], device=device)
         return (hidden, weight, None if shifted else labels), extra
 
     return Case(f"{name}-{SHORT[dtype]}", "linear_cross_entropy", inputs, original)
@@ -70,19 +74,30 @@ def original(
     weight: Any,
     labels: Any,
     *,
+    bias: Any = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     **options: Any,
 ) -> torch.Tensor:
-    """The lines between head and loss of Granite and Gemma 2, and the loss of transformers."""
+    """The lines between head and loss of Granite and Gemma 2, and the loss of transformers.
+
+    Which knows neither label smoothing nor z-loss: PyTorch's own stand in for them.
+    """
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    logits = F.linear(hidden, weight)
+    logits = F.linear(hidden, weight, bias)
     if scale != 1.0:
         logits = logits / (1.0 / scale)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return ForCausalLMLoss(logits, labels, VOCABULARY, **options)
+    if not (label_smoothing or z_loss):
+        return ForCausalLMLoss(logits, labels, VOCABULARY, **options)
+    targets = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
+    logits = logits.float().view(-1, VOCABULARY)
+    mean = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return mean + z_loss * logits[targets != -100].logsumexp(-1).square().mean()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -97,6 +112,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scaled": {"scale": 0.125},
     "softcap": {"softcap": 3.0},
     "scaled and softcap": {"scale": 0.5, "softcap": 5.0, "items": 7},
+    "a bias on the head": {"bias": True},
+    "a bias, scaled and softcap": {"bias": True, "scale": 0.5, "softcap": 5.0},
+    "label smoothing": {"label_smoothing": 0.1},
+    "z-loss": {"z_loss": 1e-2},
+    "label smoothing, z-loss and softcap": {"label_smoothing": 0.2, "z_loss": 0.1, "softcap": 5.0},
     "many tokens": {"shape": (4, 160)},
     "two tokens": {"shape": (1, 2), "ignored": "none"},
     "one token": {"shape": (1, 1)},
@@ -115,7 +135,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CASES = [
     case(name, dtype, **options) for name, options in OPTIONS.items() for dtype in (F32, BF16, F16)
 ]
-PLAIN = [case("plain"), case("softcap", softcap=3.0, scale=0.5)]
+PLAIN = [
+    case("plain"),
+    case("softcap", softcap=3.0, scale=0.5),
+    case("bias, label smoothing and z-loss", bias=True, label_smoothing=0.1, z_loss=0.1),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -132,9 +156,8 @@ def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, cas
 def test_plain_backend_gives_the_same_in_several_chunks(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy
-
-    monkeypatch.setattr(torch_backend, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(torch_backend, "CHUNK_MIB", 5 * VOCABULARY * 4 / 2**20)
+    monkeypatch.setattr(chunks, "STEP", 5)
     check_backend(TorchFusedLinearCrossEntropy, case)
 
 
