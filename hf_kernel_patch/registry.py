@@ -32,6 +32,8 @@ class BaseKernel:
     #: Whether torch.compile may trace the function; otherwise it sees the original.
     traceable: ClassVar[bool] = False
     function: ClassVar[str | Callable[..., Any]] = ""
+    #: Options that users may set, with their defaults.
+    options: ClassVar[Mapping[str, Any]] = {}
     #: Forms of an op of your own (see docs/kernels.md); the ops here have theirs in ``forms/``.
     forms: ClassVar[tuple[Any, ...]] = ()
 

@@ -26,11 +26,23 @@ def _why_not(hidden: Any, weight: Any, bias: Any) -> str | None:
     return None
 
 
+#: Exactly rounded gradients of the weight; MiB of logits in hand, None for the kernel's own choice;
+#: token accuracy and mean entropy as attributes of the output; logits at once; z-loss.
+OPTIONS: dict[str, Any] = {
+    "exact": False,
+    "memory_mib": None,
+    "metrics": False,
+    "return_logits": False,
+    "z_loss": 0.0,
+}
+
+
 @register_kernel
 class TorchFusedLinearCrossEntropy(BaseKernel):
     kernel_id = "torch_fused_linear_cross_entropy"
     op = "linear_cross_entropy"
     function = "hf_kernel_patch.ops.linear_cross_entropy.torch:linear_cross_entropy"
+    options = OPTIONS
 
     @classmethod
     def refuse(cls, hidden: Any, weight: Any, labels: Any, bias: Any = None) -> str | None:
@@ -42,6 +54,7 @@ class CudaFusedLinearCrossEntropy(TritonKernel):
     kernel_id = "cuda_fused_linear_cross_entropy"
     op = "linear_cross_entropy"
     function = "hf_kernel_patch.ops.linear_cross_entropy.triton:linear_cross_entropy"
+    options = OPTIONS
 
     @classmethod
     def refuse(cls, hidden: Any, weight: Any, labels: Any, bias: Any = None) -> str | None:
