@@ -12,12 +12,13 @@ from hf_kernel_patch.ops.linear_cross_entropy.function import Gradients, Problem
 
 #: Rows of a chunk that fill the matrix units, and roundings of a half precision sum that are few.
 FILLING, FEW = 2048, 4
-#: MiB of logits by default: of a chunk of rows, and of a slice of the vocabulary.
-CHUNK_MIB, SLICE_MIB = 1280, 128
+#: MiB of logits by default: of a chunk of rows; of a slice of the vocabulary, where gradients are
+#: made, and in the pass before, where nothing else takes memory.
+CHUNK_MIB, SLICE_MIB, FIRST_MIB = 1280, 160, 512
 #: Rows of logits begin at multiples of so many elements.
 PAD = 64
 #: Chunks are multiples of so many rows, slices of so many tokens of the vocabulary.
-STEP, SLICE_STEP = 128, 512
+STEP, SLICE_STEP = 128, 128
 
 
 def chunk_rows(rows: int, vocabulary: int, itemsize: int, memory_mib: float | None) -> int:
@@ -28,9 +29,9 @@ def chunk_rows(rows: int, vocabulary: int, itemsize: int, memory_mib: float | No
     return min(rows, -(-rows // max(count, 1) // STEP) * STEP if count > 1 else rows)
 
 
-def slice_width(rows: int, vocabulary: int, itemsize: int, memory_mib: float | None) -> int:
+def slice_width(rows: int, vocabulary: int, itemsize: int, memory_mib: float) -> int:
     """Tokens of the vocabulary in a slice of the logits of all rows."""
-    within = int((memory_mib or SLICE_MIB) * 2**20) // (max(rows, 1) * itemsize)
+    within = int(memory_mib * 2**20) // (max(rows, 1) * itemsize)
     count = -(-vocabulary // max(within // SLICE_STEP * SLICE_STEP, SLICE_STEP))
     return min(vocabulary, -(-vocabulary // count // SLICE_STEP) * SLICE_STEP)
 
@@ -133,7 +134,7 @@ def sums(
     """
     hidden, weight, bias, targets, options = problem
     rows, vocabulary = len(hidden), len(weight)
-    size = slice_width(rows, vocabulary, hidden.element_size(), options.memory_mib)
+    size = slice_width(rows, vocabulary, hidden.itemsize, options.memory_mib or FIRST_MIB)
     state = torch.zeros(6, rows, dtype=torch.float32, device=hidden.device)
     state[0] = -float("inf")
     held = buffer(rows, size, hidden)
@@ -160,7 +161,7 @@ def late(
     """
     hidden, weight, bias, targets, options = problem
     rows, vocabulary = len(hidden), len(weight)
-    size = slice_width(rows, vocabulary, hidden.element_size(), options.memory_mib)
+    size = slice_width(rows, vocabulary, hidden.itemsize, options.memory_mib or SLICE_MIB)
     total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     grad_weight = torch.empty_like(weight) if needed[1] else None
     grad_bias = torch.empty_like(bias) if needed[2] and bias is not None else None
