@@ -45,7 +45,9 @@ class TorchFusedLinearCrossEntropy(BaseKernel):
     options = OPTIONS
 
     @classmethod
-    def refuse(cls, hidden: Any, weight: Any, labels: Any, bias: Any = None) -> str | None:
+    def refuse(
+        cls, hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
+    ) -> str | None:
         return _why_not(hidden, weight, bias)
 
 
@@ -57,5 +59,7 @@ class CudaFusedLinearCrossEntropy(TritonKernel):
     options = OPTIONS
 
     @classmethod
-    def refuse(cls, hidden: Any, weight: Any, labels: Any, bias: Any = None) -> str | None:
+    def refuse(
+        cls, hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
+    ) -> str | None:
         return _why_not(hidden, weight, bias)

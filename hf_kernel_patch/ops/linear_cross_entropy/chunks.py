@@ -130,7 +130,7 @@ def sums(
 
     ``observe(logits, begin, targets, state, options)`` takes a slice into the rows' ``state``
     (6, rows); ``close(state, targets, vocabulary, options)`` makes of it losses,
-    likeliest-is-right, entropies and logs of the denominators, (4, rows).
+    likeliest-is-right, entropies and the denominators' logs in two parts, (5, rows).
     """
     hidden, weight, bias, targets, options = problem
     rows, vocabulary = len(hidden), len(weight)
@@ -144,7 +144,7 @@ def sums(
         logits_into(logits, hidden, weight[part], None if bias is None else bias[part])
         observe(logits, begin, targets, state, options)
     found = close(state, targets, vocabulary, options)
-    return found[:3].sum(1), found[3]
+    return found[:3].sum(1), found[3:].contiguous()
 
 
 def late(

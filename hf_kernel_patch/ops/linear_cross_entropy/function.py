@@ -46,7 +46,7 @@ class Backend(NamedTuple):
 
     ``early(problem, factor, needed)`` gives the sums and, times ``factor``, the gradients of the
     loss's sum that are needed. ``sums(problem)`` gives the sums and the logs of the softmax's
-    denominators, (N,), from which ``late(problem, logs, factor, needed)`` makes the gradients;
+    denominators, (2, N) to be added, of which ``late(problem, logs, factor, needed)`` makes them;
     None where the gradients are always made early. The sums are float32 (3,): of the losses, of
     the labels that are the likeliest token, and of the entropies, the last two only with metrics.
     ``scale_`` multiplies a tensor in place by a scalar tensor.
@@ -78,6 +78,9 @@ def loss_by(
         dtype = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if not torch.is_grad_enabled():  # which a Function does not tell of
+        hidden, weight = hidden.detach(), weight.detach()
+        bias = None if bias is None else bias.detach()
     targets = shifted(labels, shift_labels, options.ignore_index).to(hidden.device)
     divisor = items(targets, num_items_in_batch, options.ignore_index)
     if not isinstance(divisor, torch.Tensor):
@@ -167,7 +170,7 @@ def late(
     """The gradients from the logs that ``forward`` gave, and from the loss's own, ``grad``."""
     assert backend.late is not None
     packed, rows = pack(problem)
-    logs = logs[: len(packed.targets)]
+    logs = logs[:, : len(packed.targets)].contiguous()
     return unpack(backend.late(packed, logs, grad / divisor, needed), rows, problem)
 
 

@@ -35,13 +35,13 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
         problem = Problem(hidden, weight, bias, targets, Options(*options))
         sums, logs, found = forward(problem, divisor, backend, tuple(needed))
         if logs is not None:  # of a size that is known without the labels
-            logs = F.pad(logs, (0, len(hidden) - len(logs)))
+            logs = F.pad(logs, (0, len(hidden) - logs.shape[1]))
         return sums[0] / divisor, sums, *_given(hidden, [logs, *(found or (None,) * 3)])
 
     def fake(hidden: Any, weight: Any, bias: Any, *rest: Any) -> Tensors:
         needed, *options = rest[2:]
         exact, some = Options(*options).exact, any(needed)
-        logs = hidden.new_empty(len(hidden), dtype=_FLOAT) if exact and some else None
+        logs = hidden.new_empty(2, len(hidden), dtype=_FLOAT) if exact and some else None
         early = [wanted and not exact for wanted in needed]
         wide = None if folds(hidden.dtype) else _FLOAT
         made = _like((hidden, weight, bias), early, (None, wide, wide))

@@ -101,12 +101,11 @@ def _close(
     counted = targets != options.ignore_index
     # As where a label is looked up in a whole row.
     label = label.masked_fill(counted & ((targets < 0) | (targets >= vocabulary)), float("nan"))
-    logs = high + total.log()
-    loss = (high - label) + total.log() + options.label_smoothing * (label - plain / vocabulary)
-    found = torch.stack(
-        [loss + options.z_loss * logs * logs, best == targets, logs - heavy / total]
-    )
-    return torch.cat([torch.where(counted, found, 0.0), logs[None]])
+    log = total.log()
+    loss = (high - label) + log + options.label_smoothing * (label - plain / vocabulary)
+    loss += options.z_loss * (high + log).square()
+    found = torch.stack([loss, best == targets, (high - heavy / total) + log])
+    return torch.cat([torch.where(counted, found, 0.0), high[None], log[None]])
 
 
 def _turn_slice(
@@ -122,6 +121,7 @@ def _turn_slice(
     static = width, vocabulary, options.softcap is not None, PAD, block
     launch = _launcher(turn_kernel, logits.dtype, SLICE_WARPS, *static)
     numbers = (
+        len(logits),
         _stride(logits),
         options.ignore_index,
         begin,

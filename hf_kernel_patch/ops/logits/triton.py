@@ -88,6 +88,7 @@ def _scan(
 @triton.jit
 def _turn(
     x,
+    high,
     log,
     target,
     factor,
@@ -100,15 +101,18 @@ def _turn(
     CAPPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient of one row's loss by its logits, times factor, in place of the logits."""
-    slope = 1.0 + 2.0 * z_loss * log
+    """The gradient of one row's loss by its logits, times factor, in place of the logits.
+
+    L is high + log, apart since each alone rounds less.
+    """
+    slope = 1.0 + 2.0 * z_loss * (high + log)
     for begin in tl.range(0, WIDTH, BLOCK):
         at = _places(begin, BLOCK)
         there = at < WIDTH
         y = _capped(
             tl.load(x + at, there, 0.0, eviction_policy="evict_first"), scale, softcap, CAPPED
         )
-        g = tl.exp(y - log) * slope - smoothing / VOCABULARY
+        g = tl.exp((y - high) - log) * slope - smoothing / VOCABULARY
         g = tl.where(at == target, g - (1.0 - smoothing), g)
         if CAPPED:
             ratio = y / softcap
@@ -161,17 +165,31 @@ def _row(
         most, total, plain, heavy, best = _scan(
             x, scale, softcap, WIDTH, CAPPED, SMOOTHED, METRICS, BLOCK
         )
-        log = most + tl.log(total)
-        loss = (most - y) + tl.log(total)  # which rounds less than log - y
+        log = tl.log(total)
+        loss = (most - y) + log
         if SMOOTHED:
             loss += smoothing * (y - plain / WIDTH)
-        tl.store(out + row, loss + z_loss * log * log)
+        tl.store(out + row, loss + z_loss * (most + log) * (most + log))
         if METRICS:
             tl.store(out + rows + row, (best == target).to(tl.float32))
-            tl.store(out + 2 * rows + row, log - heavy / total)
+            tl.store(out + 2 * rows + row, (most - heavy / total) + log)
         if GRADIENT:
             f = tl.load(factor)
-            _turn(x, log, target, f, scale, softcap, smoothing, z_loss, WIDTH, WIDTH, CAPPED, BLOCK)
+            _turn(
+                x,
+                most,
+                log,
+                target,
+                f,
+                scale,
+                softcap,
+                smoothing,
+                z_loss,
+                WIDTH,
+                WIDTH,
+                CAPPED,
+                BLOCK,
+            )
 
 
 @triton.jit(do_not_specialize=[*_NUMBERS, "count"])
@@ -265,8 +283,9 @@ def observe_kernel(
 def turn_kernel(
     logits,  # (rows, WIDTH), the columns from begin on; becomes their gradient
     targets,  # (rows,) int64
-    logs,  # (rows,) float32
+    logs,  # (2, rows) float32: the two parts of L
     factor,  # () float32
+    rows: tl.int64,
     stride: tl.int64,
     ignored: tl.int64,
     begin: tl.int64,
@@ -289,6 +308,7 @@ def turn_kernel(
         _turn(
             x,
             tl.load(logs + row),
+            tl.load(logs + rows + row),
             target - begin,
             tl.load(factor),
             scale,
