@@ -96,15 +96,14 @@ def test_the_rest_of_the_output_is_read_without_them(
 
 
 def test_gradients_flow_through_logits_that_are_read(pair: tuple[Any, Any]) -> None:
-    inside, eager = pair
-    weight = hf_weight(eager)
+    weight = head_of(pair[1])
     ours, theirs = (
         torch.autograd.grad(one.loss + one.logits.square().mean(), weight)[0] for one in pair
     )
     torch.testing.assert_close(ours, theirs)
 
 
-def hf_weight(output: Any) -> Any:
+def head_of(output: Any) -> Any:
     """The head's weight, as the graph of the logits has it."""
     todo = [output.logits.grad_fn]
     while todo:
@@ -170,7 +169,7 @@ def test_frameworks_look_at_them_cast_and_detach_without_computing(
         lambda x: torch.nn.functional.cross_entropy(x.flatten(0, 1), tokens().flatten()),
         lambda x: x.cpu().float(),
         lambda x: pickle.loads(pickle.dumps(x.detach())),
-        lambda x: [row for row in x],
+        list,
     ],
 )
 def test_a_stand_in_is_the_tensor_in_any_use(

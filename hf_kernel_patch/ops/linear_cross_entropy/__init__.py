@@ -11,7 +11,7 @@ from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
-def _why_not(hidden: Any, weight: Any, bias: Any) -> str | None:
+def _why_not(hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any) -> str | None:
     """Why the head would not take these hidden states either, or takes them in its own way."""
     if hidden.device != weight.device:
         return "hidden states and head are on different devices"
@@ -45,10 +45,8 @@ class TorchFusedLinearCrossEntropy(BaseKernel):
     options = OPTIONS
 
     @classmethod
-    def refuse(
-        cls, hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
-    ) -> str | None:
-        return _why_not(hidden, weight, bias)
+    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
+        return _why_not(*arguments, **options)
 
 
 @register_kernel
@@ -59,7 +57,5 @@ class CudaFusedLinearCrossEntropy(TritonKernel):
     options = OPTIONS
 
     @classmethod
-    def refuse(
-        cls, hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
-    ) -> str | None:
-        return _why_not(hidden, weight, bias)
+    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
+        return _why_not(*arguments, **options)
