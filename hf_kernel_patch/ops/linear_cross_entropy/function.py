@@ -90,7 +90,7 @@ def loss_by(
         run = _Loss.apply if operator is None else operator
         arguments = hidden.flatten(0, -2), weight, bias, targets, divisor.float().reshape(())
         loss, sums = run(*arguments, backend, options)
-    loss = loss.reshape(shape)
+    loss = loss.reshape(shape) if shape else loss  # no view, of which FSDP2 warns
     if not options.metrics:
         return loss
     counted = (targets != options.ignore_index).sum()
