@@ -39,7 +39,7 @@ def why_not_head(head: Any, vocabulary: int) -> str | None:
     from torch import nn
 
     if type(head) is not nn.Linear:
-        return f"the head is a {type(head).__name__}"
+        return f"the head is a {type(head).__module__}.{type(head).__qualname__}"
     if touched(head):
         return "a hook on the head needs the original"
     weight, bias = head.weight, head.bias

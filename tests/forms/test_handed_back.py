@@ -142,7 +142,7 @@ HANDED_BACK: list[tuple[str, str, Call, Call, str]] = [
     ("qwen3_moe", "moe", NOTHING, autocast, "autocast chooses the dtype"),
     *(EXPERTS_5 if TRANSFORMERS_5 else EXPERTS_4),
     ("llama", "linear_cross_entropy", hook_head, loss_and_logits, "a hook on the head"),
-    ("llama", "linear_cross_entropy", adapter_on_the_head, loss_and_logits, "is a Adapter"),
+    ("llama", "linear_cross_entropy", adapter_on_the_head, loss_and_logits, "Adapter"),
     ("llama", "linear_cross_entropy", another_loss, loss_and_logits, "another loss function"),
     (
         "llama",
