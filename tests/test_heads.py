@@ -50,7 +50,10 @@ def normed(model: Any) -> Any:
 
 OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "LoRA of the attention": (lambda model: lora(model, target_modules=["q_proj"]), ""),
-    "LoRA of the head": (lambda model: lora(model, target_modules=["lm_head"]), "is a peft.tuners.lora.layer.Linear"),
+    "LoRA of the head": (
+        lambda model: lora(model, target_modules=["lm_head"]),
+        "is a peft.tuners.lora.layer.Linear",
+    ),
     "a head to save": (
         lambda model: lora(model, target_modules=["q_proj"], modules_to_save=["lm_head"]),
         "ModulesToSaveWrapper",
