@@ -10,6 +10,7 @@ bits. What goes in is copied in and what comes out is copied out: nobody sees a 
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ enabled = True
 CALLS_BEFORE = 2
 #: Batches that a layer is captured for at most, and the largest; above it the GPU is the limit.
 BATCHES, LARGEST_BATCH = 4, 128
-#: A layer whose modules or weights changed so often is captured no more.
-CHANGES = 2
+#: A layer whose modules or weights changed so often, with no more than so many replays between, is
+#: captured no more.
+CHANGES, REPLAYS_BETWEEN = 2, 64
 _WITHOUT = "served without CUDA graphs: "
 #: What a layer hands to its attention that is not for the attention interface.
 _OWN = {"attention_mask", "past_key_values", "position_embeddings"}
@@ -60,7 +62,7 @@ def decoder(site: Site, spec: Any) -> Decode | None:
         cache, embeddings = given.get("past_key_values"), given.get("position_embeddings")
         if length != 1 or batch > LARGEST_BATCH or cache is None or embeddings is None:
             return None
-        if layer.training or torch.is_autocast_enabled("cuda"):
+        if layer.training or torch.is_autocast_enabled("cuda") or _collecting():
             return None
         if site.why_not(hidden_states, *embeddings) or torch.cuda.is_current_stream_capturing():
             return None
@@ -81,7 +83,7 @@ class _Layer:
         self._site, self._spec = site, spec
         self._lock = threading.Lock()
         self._why_not: str | None = None
-        self._changes = 0
+        self._changes = self._replays = 0
         self._calls: dict[tuple[Any, ...], int] = {}
         self._graphs: dict[tuple[Any, ...], _Graphs] = {}
         self._parts = _Parts(layer)
@@ -89,10 +91,8 @@ class _Layer:
     def decode(
         self, layer: Any, hidden_states: Any, embeddings: Any, cache: Any, given: dict[str, Any]
     ) -> Any:
-        graphs = None
-        if self._why_not is None:
-            with self._lock:
-                graphs = self._graphs_for(layer, hidden_states, embeddings)
+        with self._lock:
+            graphs = self._graphs_for(layer, hidden_states, embeddings)
         if graphs is None:
             if self._why_not is not None:
                 self._site.count(self._why_not)
@@ -117,17 +117,22 @@ class _Layer:
 
     def _graphs_for(self, layer: Any, hidden_states: Any, embeddings: Any) -> _Graphs | None:
         """The graphs for these shapes; None before it is time, or where there are none."""
+        if self._changes > CHANGES:
+            return None
         if not self._parts.unchanged():
-            self._parts, self._changes = _Parts(layer), self._changes + 1
+            self._changes = self._changes + 1 if self._replays <= REPLAYS_BETWEEN else 1
+            self._parts, self._replays, self._why_not = _Parts(layer), 0, None
             self._graphs.clear()
             if self._changes > CHANGES:
                 self._why_not = f"{_WITHOUT}the layer's modules or weights keep changing"
-                return None
+        if self._why_not is not None:
+            return None
         cos, _ = embeddings
         key = (*hidden_states.shape, hidden_states.dtype, *cos.shape, cos.dtype, _stream())
         experts = getattr(layer.self_attn.config, "_experts_implementation", None)
         key = (*key, experts)
         if (graphs := self._graphs.get(key)) is not None:
+            self._replays += 1
             return graphs
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] <= CALLS_BEFORE or len(self._graphs) >= BATCHES:
@@ -151,6 +156,7 @@ class _Parts:
         self._kinds = [type(module) for module in modules]
         self._forwards = [kind.forward for kind in self._kinds]
         self._training = [module.training for module in modules]
+        self._touched = list(map(_touched, modules))
         held = [kept for m in modules for kept in (m._parameters, m._buffers)]
         self._places = [
             (kept, n) for kept in held for n, value in kept.items() if value is not None
@@ -163,7 +169,7 @@ class _Parts:
     def unchanged(self) -> bool:
         """Whether every module, its class's forward and every weight's memory is what it was."""
         return (
-            not any(map(touched, self.modules))
+            list(map(_touched, self.modules)) == self._touched
             and all(map(is_, [mapping.get(n) for mapping, n in self._slots], self._children))
             and all(map(is_, map(type, self.modules), self._kinds))
             and all(map(is_, [kind.forward for kind in self._kinds], self._forwards))
@@ -180,12 +186,29 @@ class _Parts:
         for module, kind in zip(self.modules, self._kinds):
             if not kind.__module__.startswith(_HOMES):
                 return f"{kind.__qualname__} of {kind.__module__} is no part of transformers"
-            if touched(module):
+            if _touched(module):
                 return f"a hook on {kind.__qualname__} needs the original"
         for tensor in self.tensors:
             if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
                 return f"a weight is a {type(tensor).__name__}"
         return None
+
+
+def _touched(module: Any) -> bool:
+    """As ``touched``, but for the hooks by which transformers collects outputs when asked to."""
+    if not touched(module):
+        return False
+    hooks = module._forward_hooks.values()
+    if not hooks or any("output_capturing" not in str(hook.__module__) for hook in hooks):
+        return True
+    return "forward" in vars(module) or bool(module._forward_pre_hooks or module._backward_hooks)
+
+
+def _collecting() -> bool:
+    """Whether transformers collects outputs from inside of layers, by hooks, in this call."""
+    module = sys.modules.get("transformers.utils.output_capturing")
+    collected = None if module is None else module._active_collector.get()
+    return any(key != "hidden_states" and key[0] != "_" for key in collected or ())
 
 
 class _Graph(NamedTuple):

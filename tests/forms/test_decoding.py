@@ -64,6 +64,14 @@ def test_a_change_inside_of_a_layer_is_seen(layer: Any, change: Callable[[Any], 
     assert not parts.unchanged()
 
 
+def test_the_hooks_by_which_transformers_collects_outputs_stop_no_capture() -> None:
+    model = tiny_model("llama").eval()
+    parts = _Parts(model.model.layers[0])
+    model(tokens(), output_hidden_states=True, output_attentions=True)
+    assert parts.unchanged()
+    assert _Parts(model.model.layers[0]).why_not() is None
+
+
 def test_a_patched_norm_or_rotary_function_is_seen_and_new_values_are_not(layer: Any) -> None:
     parts = _Parts(layer)
     for kernel in ("rms_norm", "rope"):
