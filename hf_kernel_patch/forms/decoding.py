@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.attention import Attention, attend, attention_of, modeling_of, states
@@ -287,7 +287,8 @@ def _capture(
     return _Graphs(first, second, sizes, known, modeling_of(forward), whole)
 
 
-_streams: dict[int, tuple[Any, Any]] = {}
+#: By the stream of replays: where to capture, the graphs' pool of memory, and those alive.
+_streams: dict[int, tuple[Any, Any, WeakSet[Any]]] = {}
 
 
 def _stream() -> int:
@@ -301,9 +302,10 @@ def _record(function: Callable[..., tuple[Any, ...]], examples: Sequence[Any]) -
     import torch
 
     current = torch.cuda.current_stream()
-    if (key := _stream()) not in _streams:
-        _streams[key] = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-    side, pool = _streams[key]
+    side, pool, alive = _streams.get(key := _stream(), (None, None, WeakSet()))
+    if not alive:  # a pool dies with its last graph
+        side, pool = side or torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        _streams[key] = side, pool, alive
     inputs = [torch.empty_like(e, memory_format=torch.contiguous_format) for e in examples]
     torch._foreach_copy_(inputs, list(examples))
     side.wait_stream(current)
@@ -316,6 +318,7 @@ def _record(function: Callable[..., tuple[Any, ...]], examples: Sequence[Any]) -
         finally:
             graph.capture_end()
     current.wait_stream(side)
+    alive.add(graph)
     return _Graph(graph, inputs, outputs)
 
 
