@@ -17,7 +17,13 @@ import torch_npu
 from torch.nn import functional as F
 
 from hf_kernel_patch.ops.moe.reference import Down, GateUp
-from hf_kernel_patch.ops.moe.torch import Weights, _again, _count, _flat, _products
+from hf_kernel_patch.ops.moe.torch import (
+    Weights,
+    count_experts,
+    flattened,
+    plain_gradients,
+    products_of,
+)
 
 #: Tensors that npu_grouped_matmul takes in one list.
 LISTED = 128
@@ -35,8 +41,8 @@ def moe(
 
     Products are in hidden's dtype. In a list of experts, one that no token chose gets no gradient.
     """
-    experts = _flat(gate_up, down)
-    routing, weights = _route(index, weights, _count(experts), listed=len(experts) > 2)
+    experts = flattened(gate_up, down)
+    routing, weights = _route(index, weights, count_experts(experts), listed=len(experts) > 2)
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, weights, *experts)
     ):
@@ -173,7 +179,7 @@ def _forward(
     experts: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and what the backward needs: places, gate and up side by side, and the rows."""
-    *first, second = _products(experts)
+    *first, second = products_of(experts)
     permuted, places = _permute(hidden, routing)
     parts = [_rows_times(routing, permuted, weight, turn=True) for weight in first]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
@@ -201,10 +207,10 @@ class _MoE(torch.autograd.Function):
         hidden, weights, places, joined, rows, *experts = ctx.saved_tensors
         routing = ctx.routing
         if torch.is_grad_enabled():
-            again = _again(grad, hidden, routing.index, weights, "silu", experts)
+            again = plain_gradients(grad, hidden, routing.index, weights, "silu", experts)
             return again[0], again[2], None, *again[4:]
         needs_hidden, _, _, *needs_experts = ctx.needs_input_grad
-        *first, second = _products(experts)
+        *first, second = products_of(experts)
         grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
             rows, grad, places, weights
         )
