@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from hf_kernel_patch.ops.rope import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npusim import calls, reset_calls
-from tests.ops import test_moe, test_rms_norm, test_rope, test_swiglu
+from tests.ops import test_add_rms_norm, test_moe, test_rms_norm, test_rope, test_swiglu
 from tests.ops.checks import (
     BF16,
     F16,
@@ -29,7 +29,7 @@ from tests.ops.checks import (
 )
 from tests.tiny import error
 
-TABLES = (test_rms_norm, test_rope, test_swiglu, test_moe)
+TABLES = (test_rms_norm, test_add_rms_norm, test_rope, test_swiglu, test_moe)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,48 @@ def test_rms_norm_is_one_operator_forward_and_one_backward(dtypes: Any, offset: 
     found = calls()
     assert found["npu_rms_norm"] == found["npu_rms_norm_backward"] == 1
     assert not {"rsqrt", "pow.Tensor_Scalar", "mean.dim"} & found.keys()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("grads", [(True, True, True), (False, True, False), (False, False, True)])
+def test_gated_rms_norm_has_no_eager_norm_in_it(
+    dtype: torch.dtype, grads: tuple[bool, bool, bool]
+) -> None:
+    x, gate = (drawn(5, 64, dtype=dtype, seed=i, grad=grads[i]) for i in range(2))
+    weight = drawn(64, dtype=dtype, grad=grads[2])
+    reset_calls()
+    out = function_of("rms_norm")(x, weight, 1e-6, 0.0, True, gate)
+    out.backward(torch.ones_like(out))
+    found = calls()
+    assert found["npu_rms_norm"] == 1 + grads[1]  # the gate's gradient needs the norm again
+    assert found.get("npu_rms_norm_backward", 0) == (grads[0] or grads[2])
+    assert not {"rsqrt", "pow.Tensor_Scalar", "mean.dim"} & found.keys()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_add_rms_norm_is_one_operator_forward_and_one_backward(dtype: torch.dtype) -> None:
+    x, residual, weight = drawn(5, 64, dtype=dtype), drawn(5, 64, dtype=dtype, seed=1), drawn(64)
+    weight = weight.detach().to(dtype).requires_grad_()
+    reset_calls()
+    total, normed = function_of("add_rms_norm")(x, residual, weight, 1e-6)
+    assert calls() == {"npu_add_rms_norm": 1}
+    torch.autograd.backward((total, normed), (total.detach(), normed.detach()))
+    assert calls()["npu_rms_norm_backward"] == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "residual", "weight", "why"),
+    [
+        ((2, 64), (1, 64), (64,), "the residual differ in shape"),
+        ((64,), (64,), (64,), "2 to 8"),
+        ((2, 64), (2, 64), (1,), "the weight"),
+    ],
+)
+def test_add_rms_norm_that_the_operator_does_not_take_goes_back(
+    x: Any, residual: Any, weight: Any, why: str
+) -> None:
+    refused = kernel_of("add_rms_norm").refuse(drawn(*x), drawn(*residual), drawn(*weight), 1e-6)
+    assert refused is not None and why in refused
 
 
 def test_gemmas_weight_is_not_rounded_when_one_is_added() -> None:
