@@ -17,15 +17,10 @@ from tests.ops.checks import (
     BF16,
     F16,
     F32,
-    FEW,
-    FLOOR,
     Case,
-    _finite,
-    _narrowest,
-    _truth,
-    _upstream,
+    check_backend,
+    check_double_backward,
     check_saves_nothing,
-    run,
 )
 from tests.tiny import error
 
@@ -35,34 +30,8 @@ TABLES = (test_rms_norm, test_add_rms_norm, test_rope, test_swiglu, test_moe)
 @pytest.mark.parametrize(
     "case", [case for table in TABLES for case in table.CASES], ids=lambda case: f"{case.op}-{case}"
 )
-def test_kernel_is_no_further_from_the_truth_than_hugging_face_on_the_cpu(case: Case) -> None:
-    kernel = kernel_of(case.op)
-    arguments, options = inputs = case.inputs("npu")
-    if why := kernel.refuse(*arguments, **options):
-        pytest.skip(f"handed back to the original: {why}")
-    upstream = _upstream(run(case.original, case.inputs("cpu")))
-    eager = run(case.original, case.inputs("cpu"), upstream)
-    truth = _truth(case, upstream)
-    found = run(kernel.load(), inputs, [grad.npu() for grad in upstream])
-    tracked, wanted = ([out.requires_grad for out in one.outputs] for one in (found, truth))
-    assert tracked == wanted
-    for (name, ours), (_, theirs), (_, wide) in zip(
-        found.tensors(), eager.tensors(), truth.tensors(), strict=True
-    ):
-        if ours is None or theirs is None:
-            assert all(grad is None or not grad.any() for grad in (ours, theirs)), name
-            continue
-        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
-        ours = ours.cpu()
-        for test in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(test(ours), test(theirs)), (name, test.__name__)
-        ours, theirs, wide = _finite(theirs, ours, theirs, wide)
-        size = max(1, min(ours.numel(), arguments[0].numel()))
-        floor = FLOOR[ours.dtype] * torch.finfo(ours.dtype).eps
-        if size < 16:
-            floor = FEW * torch.finfo(_narrowest(inputs, found)).eps
-        limit = (1.1 + 5 / size**0.5) * error(theirs, wide) + floor
-        assert error(ours, wide) <= limit, f"{name}: {error(ours, wide)} > {limit}"
+def test_kernel_is_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
+    check_backend(kernel_of(case.op), case)
 
 
 PLAIN = [
@@ -73,30 +42,10 @@ PLAIN = [
 ]
 
 
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
 @pytest.mark.parametrize("case", PLAIN, ids=lambda case: f"{case.op}-{case}")
-def test_gradients_of_gradients_are_the_ones_of_the_cpu(case: Case) -> None:
-    def penalty(function: Callable[..., Any], device: str) -> list[torch.Tensor]:
-        arguments, options = case.inputs(device)
-        leaves: list[torch.Tensor] = []
-        tree_map(
-            lambda leaf: leaves.append(leaf) if getattr(leaf, "requires_grad", False) else None,
-            (arguments, options),
-        )
-        outputs = function(*arguments, **options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        first = torch.autograd.grad(
-            sum((out * out).sum() for out in outputs), leaves, create_graph=True
-        )
-        return list(torch.autograd.grad(sum((g * g).sum() for g in first), leaves))
-
-    found = penalty(function_of(case.op), "npu")
-    for ours, theirs in zip(found, penalty(case.original, "cpu"), strict=True):
-        assert error(ours.cpu(), theirs) <= 2e-6
-
-
-@pytest.mark.parametrize("case", PLAIN, ids=lambda case: f"{case.op}-{case}")
-def test_nothing_is_kept_without_gradients(case: Case) -> None:
-    check_saves_nothing(kernel_of(case.op), case)
+def test_kernel_holds(check: Callable[..., None], case: Case) -> None:
+    check(kernel_of(case.op), case)
 
 
 # rms_norm
