@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
+from tests.npusim import reset_calls
 from tests.probes import places
 from tests.tiny import (
     ARCHITECTURES,
@@ -150,6 +151,58 @@ def test_generated_tokens_are_the_cpus(name: str, tmp_path: Path) -> None:
         inside = loaded(folder, "npu").generate(tokens().npu(), **options)
     assert torch.equal(inside.cpu(), on_cpu)
     assert [row.op for row in report if row.handed_back] == ["swiglu"] * (name == "gemma2")
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling"),
+    [("llama", YARN), ("qwen3", YARN), ("phi3", LONG)],
+    ids=["llama-yarn", "qwen3-yarn", "phi3-longrope"],
+)
+def test_scaled_angles_are_served_and_read_once_a_forward(
+    name: str, scaling: dict[str, Any], calls: Callable[[], dict[str, int]]
+) -> None:
+    options = {"max_new_tokens": 4, "do_sample": False}
+    model = tiny_model(name, rope_scaling=scaling, original_max_position_embeddings=16)
+    assert model.model.rotary_emb.attention_scaling > 1.1
+    on_cpu, generated = one_step(model), model.generate(tokens(), **options)
+    model.zero_grad()
+    model.to("npu")
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("rope", models=name, strict=True) as report:
+        reset_calls()
+        inside = one_step(model)
+        ran = calls()
+        assert torch.equal(model.generate(tokens().npu(), **options).cpu(), generated)
+    assert largest_error(inside, on_cpu) < 3e-6
+    assert ran["npu_rotary_mul"] == 8
+    assert ran["amax"] == 2  # of cos and of sin, for both layers, forward and backward
+    assert all(row.served and not row.handed_back for row in report)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "granite"])
+def test_the_loss_without_logits_is_served_in_plain_pytorch(name: str) -> None:
+    model = tiny_model(name).train()
+    ids = tokens()
+    labels = ids.masked_fill(ids % 3 == 0, -100)
+
+    def step() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss = model(ids.to(model.device), labels=labels.to(model.device)).loss
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return {n: t.detach().cpu().clone() for n, t in {**grads, "loss": loss}.items()}
+
+    on_cpu = step()
+    model.to("npu")
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("linear_cross_entropy", models=name, strict=True) as report:
+        inside = step()
+    assert [row.served for row in report] == [1]
+    assert largest_error(inside, on_cpu) < 3e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
