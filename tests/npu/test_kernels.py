@@ -331,7 +331,7 @@ def test_swiglu_that_the_operator_does_not_take_goes_back(
     assert refused is not None and why in refused
 
 
-# all but moe, which goes back under autocast
+# all but moe, whose products are in the dtype that autocast asks for
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "rope", "swiglu"])

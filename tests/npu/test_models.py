@@ -218,7 +218,7 @@ def test_unpatch_restores_every_place_and_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "qwen3_next"])
 def test_half_precision_is_no_further_from_the_truth_than_eager(
     name: str, dtype: torch.dtype
 ) -> None:
@@ -228,12 +228,15 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
     with hf_kernel_patch.patched("auto", models=name, strict=True):
         inside = one_step(model)
     truth = one_step(tiny_model(name, dtype).float())
-    ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
+    # Qwen3-Next's own linear attention of 4.57 has gradients in float16 that are NaN.
+    finite = [n for n in truth if eager[n].isfinite().all()]
+    assert len(finite) > 10
+    ours, theirs = (sum(error(f[n], truth[n]) for n in finite) for f in (inside, eager))
     assert ours <= 1.1 * theirs
     assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "qwen3_next"])
 def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
     model = tiny_model(name).to("npu")
     truth = one_step(tiny_model(name))
@@ -245,8 +248,5 @@ def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
             inside = one_step(model)
     ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
     assert ours <= 1.1 * theirs
-    for row in report:
-        if row.op == "moe":
-            assert list(row.handed_back) == ["autocast chooses the dtype of the products"]
-        else:
-            assert not row.handed_back
+    assert not any(row.handed_back for row in report)
+    assert all(row.served for row in report if row.op == "moe")
