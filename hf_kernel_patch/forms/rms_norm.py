@@ -1,7 +1,8 @@
-"""RMSNorm as the model families write it: three orders of casting and multiplying."""
+"""RMSNorm as the model families write it: three orders of casting and multiplying, and gated."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,6 +21,18 @@ def forward(self, hidden_states):
 """
 LLAMA = _BODY.format(scaled="self.weight * hidden_states.to(input_dtype)")
 OLMO2 = _BODY.format(scaled="(self.weight * hidden_states).to(input_dtype)")
+_GATED = """
+def forward(self, hidden_states, {gate}):
+    input_dtype = hidden_states.dtype
+    hidden_states = hidden_states.to(torch.float32)
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+    hidden_states = self.weight * hidden_states.to(input_dtype)
+    hidden_states = hidden_states * {silu}(gate.to(torch.float32))
+    return hidden_states.to(input_dtype)
+"""
+GATED = _GATED.format(gate="gate=None", silu="F.silu")
+GATED_BY_NAME = _GATED.format(gate="gate", silu="ACT2FN[self.activation]")
 GEMMA = """
 def forward(self, x):
     output = self._norm(x.float())
@@ -76,6 +89,56 @@ FORMS = {
     )
 }
 _seen: WeakKeyDictionary[type, tuple[Any, Norm | None]] = WeakKeyDictionary()
+
+
+def _gated(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
+        return serve(self, hidden_states, gate, None if gate is not None else "there is no gate")
+
+    return forward
+
+
+def _gated_by_name(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any) -> Any:
+        name = self.activation
+        why_not = None if name == "silu" else f"the gate's activation is {name}, not silu"
+        return serve(self, hidden_states, gate, why_not)
+
+    return forward
+
+
+def _gate(site: Site) -> Callable[..., Any]:
+    """(norm, hidden states, gate, why the op may not serve them) -> the gated norm."""
+    original, rms_norm = site.original, site.op
+    missing = None
+    if not all(_takes_six(function) for function in (rms_norm, site.kernel.refuse)):
+        missing = f"{site.kernel.kernel_id} takes no gate"
+
+    def serve(self: Any, hidden_states: Any, gate: Any, why_not: str | None) -> Any:
+        arguments = hidden_states, self.weight, self.variance_epsilon, 0.0, True, gate
+        if site.declines(*arguments, unless=missing or why_not):
+            return original(self, hidden_states, gate)
+        return rms_norm(*arguments)
+
+    return serve
+
+
+def _takes_six(function: Callable[..., Any]) -> bool:
+    """Whether a kernel written by somebody else knows the last of the op's arguments, the gate."""
+    try:
+        inspect.signature(function).bind(*range(6))
+    except TypeError:
+        return False
+    except ValueError:  # it does not say what it takes
+        return True
+    return True
+
+
+register_form(Form("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
 
 
 def norm_of(kind: type) -> Norm | None:
