@@ -259,18 +259,18 @@ def _capture(
 
     def before(hidden_states: Any, cos: Any, sin: Any) -> tuple[Any, ...]:
         x = layer.input_layernorm(hidden_states)
-        q_k_v = states(attention, known, x, (cos, sin), rotary, fused)
+        q_k_v = states(attention, known, x, (cos, sin), rotary, fused, {})
         if len({part.dtype for part in q_k_v}) > 1:
             raise TypeError("q, k and v differ in dtype")
         sizes[:] = [part.shape[1] for part in q_k_v]
         return (torch.cat(q_k_v, dim=1),)
 
     def after(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, attention.o_proj(out), residual)
+        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
         return (spec.feed(layer, x, residual),)
 
     def without_mlp(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, attention.o_proj(out), residual)
+        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
         return x, residual
 
     with torch.inference_mode(False), torch.no_grad():

@@ -152,13 +152,24 @@ def norm_of(kind: type) -> Norm | None:
     return seen[1]
 
 
-def norm_arguments(module: Any) -> tuple[tuple[Any, ...], str | None]:
+def norms_in(modeling: Any) -> dict[type, Norm]:
+    """The classes of a modelling module whose code is a norm of a known form."""
+    kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
+    return {kind: norm for kind in kinds if (norm := norm_of(kind)) is not None}
+
+
+def norm_arguments(
+    module: Any, known: dict[type, Norm]
+) -> tuple[tuple[Any, float, float, bool], str | None]:
     """(weight, eps, offset, cast_first) of a norm that another form spans, or why it cannot be.
 
-    torch.compile has to know ``norm_of`` as constant (``torch.compiler.assume_constant_result``).
+    torch.compile, which cannot read sources, looks the class up among the ``known``.
     """
-    norm = norm_of(type(module))
+    import torch
+
+    kind = type(module)
+    norm = known.get(kind) if torch.compiler.is_compiling() else norm_of(kind)
     if norm is None:
-        return (None, 0.0, 0.0, True), f"{type(module).__name__} is not a norm of a known form"
+        return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known form"
     why_not = "a hook on the norm needs the original" if touched(module) else None
     return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not
