@@ -65,8 +65,11 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
     model.config._experts_implementation = "eager"  # the grouped products take no float64
     truth = outputs_and_gradients(model.double())
     assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
-    eager_errors = [error(eager[key], truth[key]) for key in truth]
-    inside_errors = [error(inside[key], truth[key]) for key in truth]
+    # The linear attention of older versions has gradients in float16 that are NaN.
+    finite = [key for key in truth if eager[key].isfinite().all()]
+    assert len(finite) > 10
+    eager_errors = [error(eager[key], truth[key]) for key in finite]
+    inside_errors = [error(inside[key], truth[key]) for key in finite]
     assert sum(inside_errors) <= 1.1 * sum(eager_errors)
 
 

@@ -94,6 +94,8 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) ->
             if own.endswith("A_log"):
                 # Linear attention that remembers; else its gradients are what cancellation leaves.
                 parameter.uniform_(-3.0, -1.0)
+            elif own.endswith(".gate.weight"):
+                parameter.mul_(16)  # a router that a rounding does not change the mind of
             elif parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model

@@ -13,4 +13,5 @@ ARCHITECTURE = Architecture(
         "Qwen3NextSparseMoeBlock.forward": ("moe.list_shared", "<5"),
         "Qwen3NextForCausalLM.forward": "causal_lm.moe",
     },
+    transformers=">=4.57",
 )

@@ -334,18 +334,24 @@ def test_swiglu_that_the_operator_does_not_take_goes_back(
 # all but moe, whose products are in the dtype that autocast asks for
 
 
-@pytest.mark.parametrize("op", ["rms_norm", "rope", "swiglu"])
+@pytest.mark.parametrize("op", ["rms_norm", "gated rms_norm", "add_rms_norm", "rope", "swiglu"])
 def test_autocast_changes_neither_result_nor_dtype(op: str) -> None:
     arguments: tuple[Any, ...]
-    if op == "rms_norm":
-        arguments = drawn(3, 64, dtype=BF16, grad=False), drawn(64, grad=False), 1e-6
+    if op.endswith("rms_norm"):
+        x, weight = drawn(3, 64, dtype=BF16, grad=False), drawn(64, grad=False)
+        arguments = x, weight, 1e-6
+        if op == "gated rms_norm":
+            arguments = *arguments, 0.0, True, x + 1
+        elif op == "add_rms_norm":
+            arguments = x, x + 1, weight.bfloat16(), 1e-6
     elif op == "rope":
         q = drawn(1, 4, 9, 64, dtype=BF16, grad=False)
         arguments = q, q, *(angles.float() for angles in rotary(q))
     else:
         arguments = drawn(3, 64, grad=False), drawn(3, 64, seed=1, grad=False)
-    plain = function_of(op)(*arguments)
+    function = function_of(op.removeprefix("gated "))
+    plain = function(*arguments)
     with torch.autocast("npu", dtype=BF16):
-        inside = function_of(op)(*arguments)
-    pairs = zip(plain, inside, strict=True) if op == "rope" else [(plain, inside)]
+        inside = function(*arguments)
+    pairs = zip(plain, inside, strict=True) if isinstance(plain, tuple) else [(plain, inside)]
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in pairs)

@@ -51,6 +51,17 @@ def test_apply_kernel_one_by_one(kernel_id: str, calls: Callable[[], dict[str, i
     assert calls()[operator] == before
 
 
+def test_the_gated_norm_comes_with_the_norm(calls: Callable[[], dict[str, int]]) -> None:
+    model = tiny_model("qwen3_next").to("npu")
+    hf_kernel_patch.count_calls()
+    hf_kernel_patch.apply_kernel("npu_fused_rmsnorm", model=model)
+    forward(model)
+    rows = {row.site.rpartition("Qwen3Next")[2]: row.served for row in hf_kernel_patch.status()}
+    hf_kernel_patch.unpatch(model)
+    assert rows == {"RMSNorm.forward": 7, "RMSNormGated.forward": 1}
+    assert calls()["npu_rms_norm"] == 8
+
+
 def test_apply_default_kernels_takes_them_all(calls: Callable[[], dict[str, int]]) -> None:
     model = hf_kernel_patch.apply_default_kernels(tiny_model("qwen3_moe").to("npu"), "auto")
     forward(model)
