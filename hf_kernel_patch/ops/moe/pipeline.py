@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import Launch, launcher
+from hf_kernel_patch.ops.launch import Launch, launcher, processors
 from hf_kernel_patch.ops.moe import triton_products as products
 from hf_kernel_patch.ops.moe import triton_rowwise as rowwise
 from hf_kernel_patch.ops.moe.tiles import Tile, Tiles, choose
 from hf_kernel_patch.ops.moe.triton_routing import Plan, plan
 
-#: Up to so many tokens, every pair reads its expert's weights by itself.
-FEW = 4
-#: Columns, step and warps of the two products for few tokens.
-PAIR_INNER, PAIR_DOWN = (8, 2048, 4), (4, 256, 4)
+#: Up to so many pairs for an expert, every pair reads its expert's weights by itself.
+FEW = 1
+#: Columns, step and warps of the two products for few pairs.
+PAIR_INNER, PAIR_DOWN = (8, 1024, 4), (2, 256, 4)
 #: Columns that a program of the sum over a token's rows takes, and its warps.
 COMBINE = (1024, 4)
 #: Rows and columns of the activation on its own.
@@ -105,7 +105,7 @@ def forward(
         return out, hidden.new_empty(0, 2 * sizes.width) if keep else None, None
     hidden, index, weights = hidden.contiguous(), index.contiguous(), weights.contiguous()
     inner = hidden.new_empty(sizes.pairs, sizes.width)
-    if sizes.tokens <= FEW and not keep and not gate_up.unit:
+    if sizes.pairs <= FEW * sizes.experts and not keep and not gate_up.unit:
         _few(hidden, index, weights, gate_up, down, inner, out, sizes, silu)
         return out, None, None
     tiles = choose(hidden.device, hidden.dtype, sizes.pairs, sizes.experts)
@@ -147,7 +147,8 @@ def _few(
     n, k, warps = PAIR_DOWN
     static = (*common, _power(sizes.top), n, min(k, _power(width)))
     launch = _launcher(rowwise.pair_down_kernel, _dtypes(inner, index, weights), static, warps)
-    launch(sizes.tokens * -(-size // n), (inner, index, weights, down.weight, out), ())
+    blocks = sizes.tokens * -(-size // n)
+    launch(blocks, (inner, index, weights, down.weight, out), (sizes.tokens,))
 
 
 def backward(
@@ -258,7 +259,8 @@ def _rows_times(
     """Every row of x times its expert's weight, transposed if ``turn``."""
     parts = 2 if stack.parts == 2 and stack.unit else 1
     n, k = (stack.n, stack.k) if turn else (stack.k, stack.n * stack.parts // parts)
-    _launch(products.rows_kernel, order, n, tile, (x, stack, out), (n, k, parts, turn))
+    loops = processors(x.device) if tile.loops else 0
+    _launch(products.rows_kernel, order, n, tile, (x, stack, out), (n, k, parts, turn, loops))
 
 
 def _weight_gradient(
@@ -306,42 +308,45 @@ def _launch(
     last: tuple[Any, ...] = (),
 ) -> None:
     """Launch a product over the tiles of a plan; its weights are the Stack among the tensors."""
-    programs = order.most * -(-columns // tile.n)
-    place = next(i for i, one in enumerate(tensors) if isinstance(one, Stack))
-    stack: Stack = tensors[place]
-    flat = (*tensors[:place], stack.weight, stack.table, *tensors[place + 1 :])
-    described = tile.descriptor and not stack.unit and _describable(stack)
+    x, stack, *rest = tensors
+    programs = processors(x.device) if tile.loops else order.most * -(-columns // tile.n)
+    described = tile.descriptor and _describable(x, stack)
     blocks = (tile.m, tile.n, tile.k, *last)
-    static = (*static, stack.unit, described, _precision(stack.weight.dtype), *blocks)
-    pointers = (*flat, order.ends, order.tiles)
+    static = (*static, stack.unit, described, _precision(x.dtype), *blocks)
+    pointers = (x, stack.weight, stack.table, *rest, order.ends, order.tiles)
     if not described:
-        dtypes = _dtypes(*(one for one in flat))
+        dtypes = _dtypes(*pointers[:-2])
         launch = _launcher(kernel, dtypes, static, tile.warps, tile.stages)
         launch(programs, pointers, (order.most,))
         return
-    turn = kernel is products.gate_up_kernel or (kernel is products.rows_kernel and static[3])
-    given = (*pointers[:place], _descriptor(stack, tile, turn), *pointers[place + 1 :])
+    in_order = kernel is products.rows_kernel
+    turn = static[3] if in_order else kernel is products.gate_up_kernel
+    given = (
+        products.descriptor(x, (tile.m, tile.k)) if in_order else x,
+        _weight_descriptor(stack, tile, turn),
+        *pointers[2:],
+    )
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    with torch.cuda.device(stack.weight.get_device()):  # which does nothing for -1, a CPU
+    with torch.cuda.device(x.get_device()):  # which does nothing for -1, a CPU
         kernel[(programs,)](*given, order.most, *static, **options)
 
 
-def _describable(stack: Stack) -> bool:
-    """Whether the tensor memory accelerator can read the weights: rows of whole 16 bytes."""
-    weight = stack.weight
-    return weight.data_ptr() % 16 == 0 and stack.k * weight.element_size() % 16 == 0
+def _describable(x: torch.Tensor, stack: Stack) -> bool:
+    """Whether the tensor memory accelerator can read x and the weights: rows of whole 16 bytes."""
+    if stack.unit:
+        return False
+    sizes = (x.shape[-1], stack.weight.shape[-1])
+    return all(size * x.element_size() % 16 == 0 for size in sizes) and (
+        (x.data_ptr() | stack.weight.data_ptr()) % 16 == 0
+    )
 
 
-def _descriptor(stack: Stack, tile: Tile, turn: bool) -> Any:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
+def _weight_descriptor(stack: Stack, tile: Tile, turn: bool) -> Any:
     weight = stack.weight
     if stack.parts == 2 and turn:
-        weight = weight.view(stack.experts * 2, stack.n, stack.k)
-        return TensorDescriptor.from_tensor(weight, [2, tile.n, tile.k])
-    return TensorDescriptor.from_tensor(
-        weight, [1, tile.n, tile.k] if turn else [1, tile.k, tile.n]
-    )
+        gates_and_ups = weight.view(stack.experts * 2, stack.n, stack.k)
+        return products.descriptor(gates_and_ups, (2, tile.n, tile.k))
+    return products.descriptor(weight, (1, tile.n, tile.k) if turn else (1, tile.k, tile.n))
 
 
 @cache

@@ -13,7 +13,8 @@ class Tile(NamedTuple):
     """What a program computes at a time, and how.
 
     ``m`` rows; ``n`` columns, of gate and as many of up in the first product; steps of ``k``. With
-    ``descriptor`` the tensor memory accelerator reads the weights.
+    ``descriptor`` the tensor memory accelerator reads the weights, and rows that lie in order;
+    with ``loops`` as many programs as there are multiprocessors take tiles in turn.
     """
 
     m: int
@@ -22,6 +23,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     descriptor: bool = False
+    loops: bool = False
 
 
 class Tiles(NamedTuple):
@@ -45,31 +47,49 @@ def _alike(m: int, n: int, k: int, warps: int, stages: int, part: int = 64) -> T
 
 #: Rows of an expert on average, up to so many -> tiles. 2-byte numbers on Hopper.
 HOPPER: dict[int, Tiles] = {
-    24: Tiles(
-        gate_up=Tile(16, 64, 64, 4, 5, True),
-        down=Tile(16, 64, 64, 4, 5, True),
+    1: Tiles(
+        gate_up=Tile(16, 64, 128, 4, 3, True),
+        down=Tile(16, 64, 128, 4, 4, True),
         inner_backward=Tile(16, 64, 64, 4, 4, True),
         hidden_backward=Tile(16, 128, 64, 4, 4, True),
-        gate_up_weight=Tile(128, 128, 32, 8, 3),
-        down_weight=Tile(128, 128, 32, 8, 3),
+        gate_up_weight=Tile(128, 128, 32, 4, 4),
+        down_weight=Tile(128, 128, 32, 4, 4),
+        part=64,
+    ),
+    24: Tiles(
+        gate_up=Tile(32, 64, 128, 8, 3, True),
+        down=Tile(32, 128, 128, 8, 3, True),
+        inner_backward=Tile(32, 64, 64, 4, 4, True),
+        hidden_backward=Tile(32, 128, 64, 4, 4, True),
+        gate_up_weight=Tile(128, 128, 32, 4, 4),
+        down_weight=Tile(128, 128, 32, 4, 4),
         part=64,
     ),
     96: Tiles(
-        gate_up=Tile(64, 64, 64, 4, 4, True),
-        down=Tile(64, 128, 64, 4, 4, True),
+        gate_up=Tile(64, 128, 64, 4, 4, True),
+        down=Tile(64, 256, 64, 4, 4, True),
         inner_backward=Tile(64, 128, 64, 4, 4, True),
-        hidden_backward=Tile(64, 128, 64, 4, 4, True),
-        gate_up_weight=Tile(128, 128, 64, 8, 3),
-        down_weight=Tile(128, 128, 64, 8, 3),
+        hidden_backward=Tile(64, 256, 64, 4, 4, True),
+        gate_up_weight=Tile(128, 128, 32, 4, 4),
+        down_weight=Tile(128, 128, 32, 4, 4),
+        part=64,
+    ),
+    512: Tiles(
+        gate_up=Tile(128, 128, 64, 8, 4, True),
+        down=Tile(128, 256, 64, 8, 4, True),
+        inner_backward=Tile(128, 256, 64, 8, 4, True),
+        hidden_backward=Tile(128, 256, 64, 8, 3, True, True),
+        gate_up_weight=Tile(128, 128, 32, 4, 4),
+        down_weight=Tile(128, 128, 64, 4, 3),
         part=64,
     ),
     1 << 62: Tiles(
         gate_up=Tile(128, 128, 64, 8, 4, True),
-        down=Tile(128, 256, 64, 8, 4, True),
-        inner_backward=Tile(128, 128, 64, 8, 3, True),
-        hidden_backward=Tile(128, 256, 64, 8, 4, True),
-        gate_up_weight=Tile(128, 256, 64, 8, 4),
-        down_weight=Tile(128, 256, 64, 8, 4),
+        down=Tile(128, 256, 64, 8, 3, True, True),
+        inner_backward=Tile(128, 256, 64, 8, 4, True),
+        hidden_backward=Tile(128, 256, 64, 8, 3, True, True),
+        gate_up_weight=Tile(128, 256, 64, 8, 3),
+        down_weight=Tile(128, 256, 64, 8, 3),
         part=64,
     ),
 }

@@ -11,10 +11,20 @@ LISTED elements from ``weight``; LISTED is 0 where they are stacked.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops.swiglu.triton import _activate
+
+
+def descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
+    """What a kernel takes to read blocks of a tensor by the tensor memory accelerator."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(tensor, list(block))
 
 
 @triton.jit
@@ -37,8 +47,8 @@ def _origin(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LISTED
 
 @triton.jit
 def _product(
-    x,  # (any, K), rows STRIDE apart
-    sources,  # (BLOCK_M,) rows of x
+    x,  # (any, K), rows STRIDE apart, or a descriptor of it
+    sources,  # (BLOCK_M,) rows of x, or the first one of a descriptor's
     weight,
     origin,  # where the weight, or its first half, begins
     other,  # and its second half
@@ -50,6 +60,7 @@ def _product(
     STRIDE: tl.constexpr,
     HALVES: tl.constexpr,
     TURN: tl.constexpr,
+    FROM_DESCRIPTOR: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -61,7 +72,8 @@ def _product(
     columns are a block of the first and the same block of the second.
     """
     k = tl.arange(0, BLOCK_K)
-    a = x + sources.to(tl.int64)[:, None] * STRIDE + k[None, :]
+    if not FROM_DESCRIPTOR:
+        a = x + sources.to(tl.int64)[:, None] * STRIDE + k[None, :]
     if not DESCRIPTOR:
         j = tl.arange(0, HALVES * BLOCK_N)
         n = column * BLOCK_N + j % BLOCK_N
@@ -72,8 +84,11 @@ def _product(
         else:
             b = weight + origin + n[None, :] + k.to(tl.int64)[:, None] * N
     for start in range(0, K, BLOCK_K):
-        left = tl.load(a, k[None, :] < K - start, 0.0) if K % BLOCK_K else tl.load(a)
-        a += BLOCK_K
+        if FROM_DESCRIPTOR:
+            left = x.load([sources, start])
+        else:
+            left = tl.load(a, k[None, :] < K - start, 0.0) if K % BLOCK_K else tl.load(a)
+            a += BLOCK_K
         if DESCRIPTOR:
             if TURN:
                 place = weight.load([expert * HALVES, column * BLOCK_N, start])
@@ -133,7 +148,7 @@ def gate_up_kernel(
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
     acc = _product(
         x, sources, weight, origin, other, expert, column, acc,
-        WIDTH, HIDDEN, HIDDEN, 2, True, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
+        WIDTH, HIDDEN, HIDDEN, 2, True, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     kind = inner.dtype.element_ty
     gate, up = _parts(acc, BLOCK_M, BLOCK_N)
@@ -151,8 +166,8 @@ def gate_up_kernel(
 
 @triton.jit(do_not_specialize=["most"])
 def rows_kernel(
-    x,  # (P, PARTS * K)
-    weight,  # (E, N, K) where TURN, otherwise (E, PARTS * K, N)
+    x,  # (P, PARTS * K), or a descriptor of it
+    weight,  # (E, N, K) where TURN, otherwise (E, PARTS * K, N), or a descriptor
     table,  # (E, PARTS) int64
     out,  # (P, N)
     ends,
@@ -162,6 +177,7 @@ def rows_kernel(
     K: tl.constexpr,
     PARTS: tl.constexpr,  # parts of the weight that lie apart
     TURN: tl.constexpr,
+    LOOPS: tl.constexpr,  # programs, where each takes tiles in turn; otherwise 0
     LISTED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -170,21 +186,28 @@ def rows_kernel(
     BLOCK_K: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    if work >= tl.load(tiles + 2 * most) * COLUMNS:
-        return
-    expert, rows, here, column = _tile(work, tiles, ends, most, COLUMNS, BLOCK_M)
-    sources = tl.where(here, rows, 0)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for part in tl.static_range(PARTS):
-        origin = _origin(table, expert, part, PARTS, N * K, LISTED)
-        acc = _product(
-            x + part * K, sources, weight, origin, origin, expert, column, acc,
-            N, K, PARTS * K, 1, TURN, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    place = rows.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out + place, acc.to(out.dtype.element_ty), here[:, None] & (n < N)[None, :])
+    works = tl.load(tiles + 2 * most) * COLUMNS
+    step = LOOPS if LOOPS else tl.maximum(works, 1)
+    # Flattened, so that the loads of the next tile begin before this one is stored.
+    for work in tl.range(tl.program_id(0), works, step, flatten=LOOPS > 0):
+        expert, rows, here, column = _tile(work, tiles, ends, most, COLUMNS, BLOCK_M)
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if DESCRIPTOR:
+            acc = _product(
+                x, tl.load(tiles + most + work // COLUMNS), weight, 0, 0, expert, column, acc,
+                N, K, K, 1, TURN, True, True, PRECISION, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        else:
+            sources = tl.where(here, rows, 0)
+            for part in tl.static_range(PARTS):
+                origin = _origin(table, expert, part, PARTS, N * K, LISTED)
+                acc = _product(
+                    x + part * K, sources, weight, origin, origin, expert, column, acc,
+                    N, K, PARTS * K, 1, TURN, False, False, PRECISION, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+        n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        place = rows.to(tl.int64)[:, None] * N + n[None, :]
+        tl.store(out + place, acc.to(out.dtype.element_ty), here[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -277,7 +300,7 @@ def inner_backward_kernel(
     back = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     back = _product(
         grad, pair // TOP, weight, origin, origin, expert, column, back,
-        WIDTH, HIDDEN, HIDDEN, 1, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
+        WIDTH, HIDDEN, HIDDEN, 1, False, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     share = tl.load(weights + pair, here, 0.0).to(tl.float32)
     dot = inner_backward(

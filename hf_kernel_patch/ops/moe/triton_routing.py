@@ -1,6 +1,6 @@
 """Which pairs of token and expert come first: a counting sort by expert, the same at every run.
 
-Two launches, one for up to BLOCK pairs, without atomic operations or a word to the host.
+Two launches, one for a few hundred pairs, without atomic operations or a word to the host.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -16,11 +16,12 @@ import triton.language as tl
 
 from hf_kernel_patch.ops.launch import Launch, launcher
 
-#: Pairs that a program sorts, and how many of them it compares with all others at a time.
-BLOCK, CHUNK = 512, 32
-#: Rows of counts, and tiles, that a program takes at a time.
-COUNTS, TILES = 16, 16
-WARPS = 8
+#: Pairs that a program sorts: the least of these that holds all, or the last.
+BLOCKS = (32, 128, 512)
+#: How many of them it compares with all others at a time.
+CHUNK = 32
+#: Blocks whose counts a program adds at a time.
+COUNTS = 32
 
 
 class Plan(NamedTuple):
@@ -79,58 +80,57 @@ def _sort_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     COUNTS: tl.constexpr,
-    TILES: tl.constexpr,
 ):
     block = tl.program_id(0)
     slot = tl.arange(0, SLOTS)
     pair = block * BLOCK + tl.arange(0, BLOCK)
     expert = _experts(index, pair, n, E)
-    before = tl.zeros((SLOTS,), tl.int32)  # pairs of each expert in earlier blocks
     if ONE:
         total = tl.histogram(expert, SLOTS)
+        before = tl.zeros((SLOTS,), tl.int32)
     else:
-        total = tl.zeros((SLOTS,), tl.int32)
+        alls = tl.zeros((COUNTS, SLOTS), tl.int32)
+        earlier = tl.zeros((COUNTS, SLOTS), tl.int32)
         for first in range(0, blocks, COUNTS):
-            row = first + tl.arange(0, COUNTS)
-            count = tl.load(counts + row[:, None] * SLOTS + slot[None, :], row[:, None] < blocks, 0)
-            total += tl.sum(count, 0)
-            before += tl.sum(tl.where(row[:, None] < block, count, 0), 0)
+            row = first + tl.arange(0, COUNTS)[:, None]
+            count = tl.load(counts + row * SLOTS + slot[None, :], row < blocks, 0)
+            alls += count
+            earlier += tl.where(row < block, count, 0)
+        total, before = tl.sum(alls, 0), tl.sum(earlier, 0)
     total = tl.where(slot < E, total, 0)
     end = tl.cumsum(total, 0)
     start = end - total
 
-    rank = tl.zeros((BLOCK,), tl.int32)  # earlier pairs of this block with the same expert
+    same = tl.zeros((BLOCK, CHUNK), tl.int32)  # earlier pairs of this block with the same expert
     for first in range(0, BLOCK, CHUNK):
         other = block * BLOCK + first + tl.arange(0, CHUNK)
-        same = expert[:, None] == _experts(index, other, n, E)[None, :]
-        rank += tl.sum((same & (other[None, :] < pair[:, None])).to(tl.int32), 1)
-    row = tl.gather(start + before, expert, 0) + rank
+        alike = expert[:, None] == _experts(index, other, n, E)[None, :]
+        same += (alike & (other[None, :] < pair[:, None])).to(tl.int32)
+    row = tl.gather(start + before, expert, 0) + tl.sum(same, 1)
     here = (expert < E) & (pair < n)
     tl.store(pairs + row, pair, here)
     tl.store(rows + pair, tl.where(here, row, -1), pair < n)
 
-    if block == 0:
-        tl.store(ends + slot, end, slot < E)
     covering = (total + (TILE - 1)) // TILE
     last = tl.cumsum(covering, 0)
-    number = tl.max(last, 0)
     if block == 0:
-        tl.store(tiles + 2 * most, number)
-    for first in range(block * TILES, number, blocks * TILES):
-        tile = first + tl.arange(0, TILES)
-        owner = tl.sum((last[None, :] <= tile[:, None]).to(tl.int32), 1)
-        mine = slot[None, :] == owner[:, None]
-        origin = tl.sum(tl.where(mine, (start - (last - covering) * TILE)[None, :], 0), 1)
-        tl.store(tiles + tile, owner, tile < number)
-        tl.store(tiles + most + tile, origin + tile * TILE, tile < number)
+        tl.store(ends + slot, end, slot < E)
+        tl.store(tiles + 2 * most, tl.max(last, 0))
+    for tile in range(block, tl.max(covering, 0), blocks):
+        place = tiles + last - covering + tile
+        tl.store(place, slot, tile < covering)
+        tl.store(place + most, start + tile * TILE, tile < covering)
 
 
 @cache
-def _launchers(dtype: torch.dtype, experts: int, tile: int, one: bool) -> tuple[Launch, Launch]:
+def _launchers(
+    dtype: torch.dtype, experts: int, tile: int, block: int, one: bool
+) -> tuple[Launch, Launch]:
     slots = triton.next_power_of_2(experts + 1)
-    count = launcher(_count_kernel, (experts, slots, BLOCK), WARPS)
-    static = (experts, slots, tile, one, BLOCK, CHUNK, COUNTS, TILES)
-    return count, launcher(_sort_kernel, static, WARPS)
+    warps = block // 32
+    count = launcher(_count_kernel, (experts, slots, block), warps)
+    static = (experts, slots, tile, one, block, min(block, CHUNK), COUNTS)
+    return count, launcher(_sort_kernel, static, warps)
 
 
 def most_tiles(pairs: int, experts: int, block: int) -> int:
@@ -143,7 +143,8 @@ def plan(index: torch.Tensor, experts: int, block: int) -> Plan:
     """Sort the pairs of ``index`` (T, K), int64 or int32, of which there is one at least."""
     index = index.contiguous()
     n = index.numel()
-    blocks = -(-n // BLOCK)
+    block_size = next((size for size in BLOCKS if n <= size), BLOCKS[-1])
+    blocks = -(-n // block_size)
     slots = triton.next_power_of_2(experts + 1)
     most = most_tiles(n, experts, block)
     sizes = [n, n, experts, 2 * most + 1, blocks * slots]
@@ -151,7 +152,7 @@ def plan(index: torch.Tensor, experts: int, block: int) -> Plan:
     places = [-(-size // 4) * 4 for size in sizes]
     parts: Any = torch.empty(sum(places), dtype=torch.int32, device=index.device).split(places)
     pairs, rows, ends, tiles, counts = (part[:size] for part, size in zip(parts, sizes))
-    count, sort = _launchers(index.dtype, experts, block, blocks == 1)
+    count, sort = _launchers(index.dtype, experts, block, block_size, blocks == 1)
     if blocks > 1:
         count(blocks, (index, counts), (n,))
     sort(blocks, (index, counts, pairs, rows, ends, tiles), (n, blocks, most))

@@ -102,13 +102,14 @@ def pair_inner_kernel(
     tl.store(inner + pair.to(tl.int64) * WIDTH + n, activated.to(kind), n < WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def pair_down_kernel(
     inner,  # (P, I)
     index,  # (P,) experts
     weights,  # (P,) routing weights
     weight,  # (E, H, I)
     out,  # (T, H)
+    tokens: tl.int32,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     E: tl.constexpr,
@@ -117,10 +118,9 @@ def pair_down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The second product of a token's experts and their weighted sum."""
-    COLUMNS: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
-    token = (tl.program_id(0) // COLUMNS).to(tl.int64)
-    column = tl.program_id(0) % COLUMNS * BLOCK_N
+    """The second product of a token's experts and their weighted sum; tokens come first."""
+    token = (tl.program_id(0) % tokens).to(tl.int64)
+    column = tl.program_id(0) // tokens * BLOCK_N
     line = tl.arange(0, SLOTS * BLOCK_N)
     slot, n = line // BLOCK_N, column + line % BLOCK_N
     pair = token * TOP + slot
