@@ -117,10 +117,15 @@ def test_the_same_bits_at_every_run(index: torch.dtype) -> None:
 
 
 def described(table: dict[int, Any]) -> dict[int, Any]:
-    """The same tiles, with descriptors."""
+    """The same tiles with descriptors, and with loops where a kernel has one."""
+    loops = {"down", "hidden_backward"}
     return {
-        rows: given._make(
-            [*(tile._replace(descriptor=True, loops=True) for tile in given[:6]), given[6]]
+        rows: given._replace(
+            **{
+                name: tile._replace(descriptor=True, loops=name in loops)
+                for name, tile in given._asdict().items()
+                if name != "part"
+            }
         )
         for rows, given in table.items()
     }

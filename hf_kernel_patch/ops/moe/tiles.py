@@ -14,7 +14,8 @@ class Tile(NamedTuple):
 
     ``m`` rows; ``n`` columns, of gate and as many of up in the first product; steps of ``k``. With
     ``descriptor`` the tensor memory accelerator reads the weights, and rows that lie in order;
-    with ``loops`` as many programs as there are multiprocessors take tiles in turn.
+    with ``loops``, which ``down`` and ``hidden_backward`` may have, as many programs as there are
+    multiprocessors take tiles in turn.
     """
 
     m: int
