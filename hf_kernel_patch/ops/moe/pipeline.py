@@ -274,11 +274,18 @@ def _weight_gradient(
     """left^T right (E, M, N) over every expert's rows, gathered from tokens where tops say so."""
     experts, m, n = shape
     out = left.new_empty(shape)
-    static = (m, n, *tops, _precision(left.dtype), tile.m, tile.n, tile.k)
-    launch = _launcher(products.weight_kernel, _dtypes(left), static, tile.warps, tile.stages)
-    launch(
-        experts * -(-m // tile.m) * -(-n // tile.n), (left, right, out, order.pairs, order.ends), ()
-    )
+    in_order, width = (right, tile.n) if tops[0] else (left, tile.m)
+    described = tile.descriptor and _describable(in_order)
+    static = (m, n, *tops, described, _precision(left.dtype), tile.m, tile.n, tile.k)
+    programs = experts * -(-m // tile.m) * -(-n // tile.n)
+    tensors = (left, right, in_order, out, order.pairs, order.ends)
+    if described:
+        block = products.descriptor(in_order, (tile.k, width))
+        tensors = (*tensors[:2], block, *tensors[3:])
+        _launch_described(products.weight_kernel, programs, tensors, static, tile)
+    else:
+        launch = _launcher(products.weight_kernel, _dtypes(left), static, tile.warps, tile.stages)
+        launch(programs, tensors, ())
     return out
 
 
@@ -310,7 +317,7 @@ def _launch(
     """Launch a product over the tiles of a plan; its weights are the Stack among the tensors."""
     x, stack, *rest = tensors
     programs = processors(x.device) if tile.loops else order.most * -(-columns // tile.n)
-    described = tile.descriptor and _describable(x, stack)
+    described = tile.descriptor and not stack.unit and _describable(x, stack.weight)
     blocks = (tile.m, tile.n, tile.k, *last)
     static = (*static, stack.unit, described, _precision(x.dtype), *blocks)
     pointers = (x, stack.weight, stack.table, *rest, order.ends, order.tiles)
@@ -326,18 +333,24 @@ def _launch(
         _weight_descriptor(stack, tile, turn),
         *pointers[2:],
     )
+    _launch_described(kernel, programs, given, (order.most, *static), tile)
+
+
+def _launch_described(
+    kernel: Any, programs: int, tensors: tuple[Any, ...], others: tuple[Any, ...], tile: Tile
+) -> None:
+    """Launch through Triton, which makes the descriptors that are among the tensors."""
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    with torch.cuda.device(x.get_device()):  # which does nothing for -1, a CPU
-        kernel[(programs,)](*given, order.most, *static, **options)
+    device = next(one for one in tensors if isinstance(one, torch.Tensor)).get_device()
+    with torch.cuda.device(device):  # which does nothing for -1, a CPU
+        kernel[(programs,)](*tensors, *others, **options)
 
 
-def _describable(x: torch.Tensor, stack: Stack) -> bool:
-    """Whether the tensor memory accelerator can read x and the weights: rows of whole 16 bytes."""
-    if stack.unit:
-        return False
-    sizes = (x.shape[-1], stack.weight.shape[-1])
-    return all(size * x.element_size() % 16 == 0 for size in sizes) and (
-        (x.data_ptr() | stack.weight.data_ptr()) % 16 == 0
+def _describable(*tensors: torch.Tensor) -> bool:
+    """Whether the tensor memory accelerator can read these: rows of whole 16 bytes."""
+    return all(
+        tensor.shape[-1] * tensor.element_size() % 16 == 0 and tensor.data_ptr() % 16 == 0
+        for tensor in tensors
     )
 
 
