@@ -139,7 +139,8 @@ class Activation:
             self._counted.append((site, row.calls))
             if isinstance(owner, type):
                 self._push(Attribute(owner, name), made)
-                classes[owner] = made, row
+                if name == "forward":
+                    classes[owner] = made, row
             else:
                 functions[id(value)] = value, made
         if functions:

@@ -15,8 +15,8 @@ from hf_kernel_patch.places import original_of
 _numbers = itertools.count(1)
 
 
-def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
-    """A subclass of ``base`` under its own name whose forward is ours.
+def subclass(application: Any, base: type, name: str, method: Any, served: Any) -> type:
+    """A subclass of ``base`` under its own name whose method ``name`` is ours.
 
     A pickle loads as the original class, without this package; a copy stays patched.
     """
@@ -49,7 +49,7 @@ def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
         "__doc__": base.__doc__,
         "__hf_kernel_patch_application__": application,
         "__hf_kernel_patch_served__": served,
-        "forward": forward,
+        name: method,
         "__reduce_ex__": reduce,
     }
     if not hasattr(root, "__deepcopy__"):
