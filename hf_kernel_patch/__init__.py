@@ -4,6 +4,7 @@ from hf_kernel_patch import settings
 from hf_kernel_patch.api import (
     apply_default_kernels,
     apply_kernel,
+    capture_decoding,
     count_calls,
     get_available_kernels,
     get_default_kernels,
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
+    "capture_decoding",
     "count_calls",
     "get_available_kernels",
     "get_default_kernels",
@@ -53,5 +55,6 @@ __all__ = [
 
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
     count_calls(settings.flag("COUNT"))
+    capture_decoding(settings.flag("CAPTURE", True))
     if settings.requested_by_environment():
         patch_transformers()

@@ -91,7 +91,7 @@ class Application:
         self.entries = kept[::-1]
         if not self.alive():
             for site in self._sites:
-                site.active = 0
+                site.release()
             for made in self._made.values():
                 forget_scope(made)
             if self in applications:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
 from hf_kernel_patch.forms.site import Site
 
@@ -30,33 +32,70 @@ def _norm(self, x):
 """
 
 
-def _adapter(offset: float, cast_first: bool) -> Adapter:
+class Norm(NamedTuple):
+    """What a text computes: the attribute that holds eps, and the op's options."""
+
+    eps: str
+    offset: float
+    cast_first: bool
+
+
+_NORMS = {
+    LLAMA: Norm("variance_epsilon", 0.0, True),
+    OLMO2: Norm("variance_epsilon", 0.0, False),
+    GEMMA: Norm("eps", 1.0, False),
+}
+
+
+def _adapter(text: str) -> Adapter:
+    eps_name, offset, cast_first = _NORMS[text]
+
     def adapter(site: Site) -> Callable[..., Any]:
         original, rms_norm = site.original, site.op
 
         def forward(self: Any, hidden_states: Any) -> Any:
-            weight, eps = self.weight, self.variance_epsilon
+            weight, eps = self.weight, getattr(self, eps_name)
             if site.declines(hidden_states, weight, eps, offset, cast_first):
                 return original(self, hidden_states)
             return rms_norm(hidden_states, weight, eps, offset, cast_first)
 
-        return forward
+        def forward_x(self: Any, x: Any) -> Any:
+            return forward(self, x)
+
+        return forward_x if text is GEMMA else forward
 
     return adapter
 
 
-def _gemma(site: Site) -> Callable[..., Any]:
-    original, rms_norm = site.original, site.op
+FORMS = {
+    name: register_form(Form(name, "rms_norm", {text: _adapter(text)}, helpers))
+    for name, text, helpers in (
+        ("rms_norm.llama", LLAMA, {}),
+        ("rms_norm.olmo2", OLMO2, {}),
+        ("rms_norm.gemma", GEMMA, {"self._norm": GEMMA_NORM}),
+    )
+}
+_seen: WeakKeyDictionary[type, tuple[Any, Norm | None]] = WeakKeyDictionary()
 
-    def forward(self: Any, x: Any) -> Any:
-        weight, eps = self.weight, self.eps
-        if site.declines(x, weight, eps, 1.0, False):
-            return original(self, x)
-        return rms_norm(x, weight, eps, 1.0, False)
 
-    return forward
+def norm_of(kind: type) -> Norm | None:
+    """What a class of norms computes, patched by us or not; None where its code is no known one."""
+    forward = getattr(kind, "forward", None)
+    seen = _seen.get(kind)
+    if seen is None or seen[0] is not forward:
+        matching = (form for form in FORMS.values() if callable(form.adapter_for(forward, kind)))
+        form = next(matching, None)
+        seen = _seen[kind] = forward, _NORMS[next(iter(form.variants))] if form else None
+    return seen[1]
 
 
-register_form(Form("rms_norm.llama", "rms_norm", {LLAMA: _adapter(0.0, True)}))
-register_form(Form("rms_norm.olmo2", "rms_norm", {OLMO2: _adapter(0.0, False)}))
-register_form(Form("rms_norm.gemma", "rms_norm", {GEMMA: _gemma}, {"self._norm": GEMMA_NORM}))
+def norm_arguments(module: Any) -> tuple[tuple[Any, ...], str | None]:
+    """(weight, eps, offset, cast_first) of a norm that another form spans, or why it cannot be.
+
+    torch.compile has to know ``norm_of`` as constant (``torch.compiler.assume_constant_result``).
+    """
+    norm = norm_of(type(module))
+    if norm is None:
+        return (None, 0.0, 0.0, True), f"{type(module).__name__} is not a norm of a known form"
+    why_not = "a hook on the norm needs the original" if touched(module) else None
+    return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not

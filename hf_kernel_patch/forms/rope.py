@@ -33,6 +33,8 @@ _PARTIAL = """
     k_embed = torch.cat([(k_rot * cos) + (rotate_half(k_rot) * sin), k_pass], dim=-1)
     return q_embed, k_embed
 """
+#: The whole function, as other forms call it.
+FULL = (_V4 + _FULL, _V5 + _FULL)
 # OLMo2 casts back to q's and k's dtype, which matters where cos and sin are float32.
 _CAST = """
     q_type, k_type = q.dtype, k.dtype

@@ -10,6 +10,7 @@ ARCHITECTURE = Architecture(
         "MixtralExperts.forward": ("moe.stacked", ">=5"),
         "MixtralSparseMoeBlock.forward": ("moe.list_jitter", "<5"),
         "MixtralBlockSparseTop2MLP.forward": ("swiglu.w1_w3_w2", "<5"),
+        "MixtralDecoderLayer.forward": ("decoder_layer.pre_norm", ">=5"),
         "MixtralForCausalLM.forward": "causal_lm.moe",
     },
 )

@@ -10,6 +10,7 @@ ARCHITECTURE = Architecture(
         "Qwen2MoeMLP.forward": "swiglu.gate_up_down",
         "Qwen2MoeExperts.forward": ("moe.stacked", ">=5"),
         "Qwen2MoeSparseMoeBlock.forward": ("moe.list_shared", "<5"),
+        "Qwen2MoeDecoderLayer.forward": ("decoder_layer.pre_norm", ">=5"),
         "Qwen2MoeForCausalLM.forward": "causal_lm.moe",
     },
 )

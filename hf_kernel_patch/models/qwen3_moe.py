@@ -10,6 +10,8 @@ ARCHITECTURE = Architecture(
         "Qwen3MoeMLP.forward": "swiglu.gate_up_down",
         "Qwen3MoeExperts.forward": ("moe.stacked", ">=5"),
         "Qwen3MoeSparseMoeBlock.forward": ("moe.list", "<5"),
+        "Qwen3MoeAttention.forward": "attention.qk_norm",
+        "Qwen3MoeDecoderLayer.forward": "decoder_layer.pre_norm",
         "Qwen3MoeForCausalLM.forward": "causal_lm.moe",
     },
 )

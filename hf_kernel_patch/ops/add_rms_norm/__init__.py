@@ -22,7 +22,6 @@ class TorchFusedAddRMSNorm(BaseKernel):
 class CudaFusedAddRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_add_rmsnorm"
     op = "add_rms_norm"
-    default_on = ()  # no form uses it yet
     function = "hf_kernel_patch.ops.add_rms_norm.triton:add_rms_norm"
 
     @classmethod
