@@ -70,8 +70,8 @@ def fingerprint(function: FunctionType) -> str | None:
 def innermost(value: Any) -> Callable[..., Any]:
     """The function under the wrappers that transformers and ``kernels`` put around their code.
 
-    Only wrappers of those packages, and ``contextlib``'s, are looked through: under anybody else's there is a behaviour
-    that a replacement would drop.
+    Only wrappers of those packages, and ``contextlib``'s, are looked through: under anybody else's
+    there is a behaviour that a replacement would drop.
     """
     while True:
         if (site := site_of(value)) is not None:

@@ -274,18 +274,10 @@ def _weight_gradient(
     """left^T right (E, M, N) over every expert's rows, gathered from tokens where tops say so."""
     experts, m, n = shape
     out = left.new_empty(shape)
-    in_order, width = (right, tile.n) if tops[0] else (left, tile.m)
-    described = tile.descriptor and _describable(in_order)
-    static = (m, n, *tops, described, _precision(left.dtype), tile.m, tile.n, tile.k)
+    static = (m, n, *tops, _precision(left.dtype), tile.m, tile.n, tile.k)
+    launch = _launcher(products.weight_kernel, _dtypes(left), static, tile.warps, tile.stages)
     programs = experts * -(-m // tile.m) * -(-n // tile.n)
-    tensors = (left, right, in_order, out, order.pairs, order.ends)
-    if described:
-        block = products.descriptor(in_order, (tile.k, width))
-        tensors = (*tensors[:2], block, *tensors[3:])
-        _launch_described(products.weight_kernel, programs, tensors, static, tile)
-    else:
-        launch = _launcher(products.weight_kernel, _dtypes(left), static, tile.warps, tile.stages)
-        launch(programs, tensors, ())
+    launch(programs, (left, right, out, order.pairs, order.ends), ())
     return out
 
 
@@ -333,17 +325,9 @@ def _launch(
         _weight_descriptor(stack, tile, turn),
         *pointers[2:],
     )
-    _launch_described(kernel, programs, given, (order.most, *static), tile)
-
-
-def _launch_described(
-    kernel: Any, programs: int, tensors: tuple[Any, ...], others: tuple[Any, ...], tile: Tile
-) -> None:
-    """Launch through Triton, which makes the descriptors that are among the tensors."""
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    device = next(one for one in tensors if isinstance(one, torch.Tensor)).get_device()
-    with torch.cuda.device(device):  # which does nothing for -1, a CPU
-        kernel[(programs,)](*tensors, *others, **options)
+    with torch.cuda.device(x.get_device()):  # which does nothing for -1, a CPU
+        kernel[(programs,)](*given, order.most, *static, **options)
 
 
 def _describable(*tensors: torch.Tensor) -> bool:

@@ -312,20 +312,9 @@ def inner_backward_kernel(
 
 
 @triton.jit
-def _rows_of(x, source, column, here, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Blocks of rows of x, zeros where they are not here."""
-    n = column + tl.arange(0, BLOCK)
-    mask = here[:, None]
-    if WIDTH % BLOCK:
-        mask = mask & (n < WIDTH)[None, :]
-    return tl.load(x + source.to(tl.int64)[:, None] * WIDTH + n[None, :], mask, 0.0)
-
-
-@triton.jit
 def weight_kernel(
     left,  # (P, M), or (T, M) where LEFT_TOP is given
     right,  # (P, N), or (T, N) where RIGHT_TOP is given
-    in_order,  # that of the two which is in the order of rows, or a descriptor of it
     out,  # (E, M, N)
     pairs,
     ends,
@@ -333,7 +322,6 @@ def weight_kernel(
     N: tl.constexpr,
     LEFT_TOP: tl.constexpr,
     RIGHT_TOP: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -344,35 +332,27 @@ def weight_kernel(
     ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     work = tl.program_id(0)
     expert = work // (DOWN * ACROSS)
-    m, n = work // ACROSS % DOWN * BLOCK_M, work % ACROSS * BLOCK_N
+    m = work // ACROSS % DOWN * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = work % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.load(ends + expert - 1, expert > 0, 0)
     end = tl.load(ends + expert)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    rows = start + tl.arange(0, BLOCK_K)
-    pair = tl.load(pairs + rows, rows < end, 0)
-    if DESCRIPTOR:  # whole blocks, as a descriptor knows no end of an expert
-        first = start + (end - start) // BLOCK_K * BLOCK_K
-        for place in range(start, first, BLOCK_K):
-            all_here = tl.full((BLOCK_K,), True, tl.int1)
-            if LEFT_TOP:
-                a = _rows_of(left, pair // LEFT_TOP, m, all_here, M, BLOCK_M)
-                b = in_order.load([place, n])
-            else:
-                a = in_order.load([place, m])
-                b = _rows_of(right, pair // RIGHT_TOP, n, all_here, N, BLOCK_N)
-            rows += BLOCK_K
-            # Loaded an iteration ahead, or the loads that it points to could not be.
-            pair = tl.load(pairs + rows, rows < end, 0)
-            acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-    else:
-        first = start
-    for _ in range(first, end, BLOCK_K):
+    first = start + tl.arange(0, BLOCK_K)
+    pair = tl.load(pairs + first, first < end, 0)
+    for place in range(start, end, BLOCK_K):
+        rows = place + tl.arange(0, BLOCK_K)  # not carried from step to step, which is slower
         here = rows < end
-        a = _rows_of(left, pair // LEFT_TOP if LEFT_TOP else rows, m, here, M, BLOCK_M)
-        b = _rows_of(right, pair // RIGHT_TOP if RIGHT_TOP else rows, n, here, N, BLOCK_N)
-        rows += BLOCK_K
-        pair = tl.load(pairs + rows, rows < end, 0)
+        i = pair // LEFT_TOP if LEFT_TOP else rows
+        j = pair // RIGHT_TOP if RIGHT_TOP else rows
+        # Loaded a step ahead, or the loads that it points to could not be.
+        pair = tl.load(pairs + rows + BLOCK_K, rows + BLOCK_K < end, 0)
+        mask, other = here[:, None], here[:, None]
+        if M % BLOCK_M:
+            mask = mask & (m < M)[None, :]
+        if N % BLOCK_N:
+            other = other & (n < N)[None, :]
+        a = tl.load(left + i.to(tl.int64)[:, None] * M + m[None, :], mask, 0.0)
+        b = tl.load(right + j.to(tl.int64)[:, None] * N + n[None, :], other, 0.0)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-    i, j = m + tl.arange(0, BLOCK_M), n + tl.arange(0, BLOCK_N)
-    spot = out + expert.to(tl.int64) * (M * N) + i.to(tl.int64)[:, None] * N + j[None, :]
-    tl.store(spot, acc.to(out.dtype.element_ty), (i < M)[:, None] & (j < N)[None, :])
+    spot = out + expert.to(tl.int64) * (M * N) + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(spot, acc.to(out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])

@@ -21,7 +21,7 @@ BLOCKS = (32, 128, 512)
 #: How many of them it compares with all others at a time.
 CHUNK = 32
 #: Blocks whose counts a program adds at a time.
-COUNTS = 32
+COUNTS = 64
 
 
 class Plan(NamedTuple):
@@ -54,12 +54,13 @@ def _count_kernel(
     counts,  # (blocks, SLOTS) int32
     n: tl.int32,
     E: tl.constexpr,
-    SLOTS: tl.constexpr,  # a power of two above E
+    SLOTS: tl.constexpr,  # a power of two, E at least
     BLOCK: tl.constexpr,
 ):
     block = tl.program_id(0)
     expert = _experts(index, block * BLOCK + tl.arange(0, BLOCK), n, E)
-    tl.store(counts + block * SLOTS + tl.arange(0, SLOTS), tl.histogram(expert, SLOTS))
+    count = tl.histogram(expert, SLOTS, expert < E)
+    tl.store(counts + block * SLOTS + tl.arange(0, SLOTS), count)
 
 
 @triton.jit(do_not_specialize=["n", "blocks", "most"])
@@ -86,7 +87,7 @@ def _sort_kernel(
     pair = block * BLOCK + tl.arange(0, BLOCK)
     expert = _experts(index, pair, n, E)
     if ONE:
-        total = tl.histogram(expert, SLOTS)
+        total = tl.histogram(expert, SLOTS, expert < E)
         before = tl.zeros((SLOTS,), tl.int32)
     else:
         alls = tl.zeros((COUNTS, SLOTS), tl.int32)
@@ -97,7 +98,6 @@ def _sort_kernel(
             alls += count
             earlier += tl.where(row < block, count, 0)
         total, before = tl.sum(alls, 0), tl.sum(earlier, 0)
-    total = tl.where(slot < E, total, 0)
     end = tl.cumsum(total, 0)
     start = end - total
 
@@ -106,7 +106,7 @@ def _sort_kernel(
         other = block * BLOCK + first + tl.arange(0, CHUNK)
         alike = expert[:, None] == _experts(index, other, n, E)[None, :]
         same += (alike & (other[None, :] < pair[:, None])).to(tl.int32)
-    row = tl.gather(start + before, expert, 0) + tl.sum(same, 1)
+    row = tl.gather(start + before, tl.minimum(expert, E - 1), 0) + tl.sum(same, 1)
     here = (expert < E) & (pair < n)
     tl.store(pairs + row, pair, here)
     tl.store(rows + pair, tl.where(here, row, -1), pair < n)
@@ -126,7 +126,7 @@ def _sort_kernel(
 def _launchers(
     dtype: torch.dtype, experts: int, tile: int, block: int, one: bool
 ) -> tuple[Launch, Launch]:
-    slots = triton.next_power_of_2(experts + 1)
+    slots = triton.next_power_of_2(experts)
     warps = block // 32
     count = launcher(_count_kernel, (experts, slots, block), warps)
     static = (experts, slots, tile, one, block, min(block, CHUNK), COUNTS)
@@ -145,7 +145,7 @@ def plan(index: torch.Tensor, experts: int, block: int) -> Plan:
     n = index.numel()
     block_size = next((size for size in BLOCKS if n <= size), BLOCKS[-1])
     blocks = -(-n // block_size)
-    slots = triton.next_power_of_2(experts + 1)
+    slots = triton.next_power_of_2(experts)
     most = most_tiles(n, experts, block)
     sizes = [n, n, experts, 2 * most + 1, blocks * slots]
     # One allocation; its parts start at multiples of 16 bytes.
