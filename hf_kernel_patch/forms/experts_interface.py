@@ -62,10 +62,11 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
     import torch
 
     tensors = hidden_states, top_k_index, top_k_weights
-    site = _found()
+    _look_up()
+    site = _site
     arguments, why_not = arguments_of(self, tensors, site if isinstance(site, str) else None)
     if isinstance(site, Site):
-        why_not = why_not or site.why_not(*arguments)
+        why_not = why_not or site.why_not(*arguments) or site.kernel.refuse(*arguments)
         if why_not is None:
             return site.op(*arguments)
     if not torch.compiler.is_compiling():
@@ -76,15 +77,23 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
     return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, *tensors)
 
 
-def _found() -> Site | str:
-    """The site of this device's kernel, or why there is none; looked up at the first call."""
+def _look_up() -> bool:
+    """Find this device's kernel, or why there is none, once.
+
+    The True is what torch.compile needs to take a call for a constant.
+    """
     global _site
-    if _site is None:
-        kernel = registry.defaults().get("moe")
-        if settings.disabled():
-            _site = "HF_KERNEL_PATCH_DISABLE is set"
-        elif kernel is None:
-            _site = "no default kernel for this device"
-        else:
-            _site = Site(f"ALL_EXPERTS_FUNCTIONS[{NAME!r}]", kernel, None, explicit=True)
-    return _site
+    if _site is not None:
+        return True
+    kernel = registry.defaults().get("moe")
+    if settings.disabled():
+        _site = "HF_KERNEL_PATCH_DISABLE is set"
+    elif kernel is None:
+        _site = "no default kernel for this device"
+    else:
+        _site = Site(f"ALL_EXPERTS_FUNCTIONS[{NAME!r}]", kernel, None, explicit=True)
+    return True
+
+
+# As torch.compiler.assume_constant_result does: torch.compile is not to trace the look-up.
+_look_up._dynamo_marked_constant = True  # type: ignore[attr-defined]
