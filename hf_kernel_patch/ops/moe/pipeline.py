@@ -17,7 +17,7 @@ from hf_kernel_patch.ops.moe.triton_routing import Plan, plan
 #: Up to so many pairs for an expert, every pair reads its expert's weights by itself.
 FEW = 1
 #: Columns, step and warps of the two products for few pairs.
-PAIR_INNER, PAIR_DOWN = (8, 1024, 4), (2, 256, 4)
+PAIR_INNER, PAIR_DOWN = (8, 1024, 4), (2, 128, 4)
 #: Columns that a program of the sum over a token's rows takes, and its warps.
 COMBINE = (1024, 4)
 #: Rows and columns of the activation on its own.

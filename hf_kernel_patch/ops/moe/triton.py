@@ -14,6 +14,7 @@ from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.moe import reference
 from hf_kernel_patch.ops.moe.pipeline import backward, forward
 from hf_kernel_patch.ops.moe.reference import Down, GateUp
+from hf_kernel_patch.ops.moe.triton_routing import Plan
 
 Grads = list[torch.Tensor | None]
 
@@ -30,7 +31,7 @@ def moe(
 
     Rounds where the original does; the sum over a token's experts is in float32, slot by slot, so
     that the same inputs give the same bits. In a list of experts, one that no token chose gets no
-    gradient, as in the original, which takes a word from the device in the backward.
+    gradient, as in the original; under torch.compile and in CUDA graphs it gets zeros.
     """
     experts = _flat(gate_up, down)
     keep = torch.is_grad_enabled() and any(
@@ -64,6 +65,7 @@ class _MoE(torch.autograd.Function):
         out, kept, ctx.order = forward(hidden, index, weights, experts, activation, keep=True)
         ctx.save_for_backward(hidden, index, weights, kept, *experts)
         ctx.activation = activation
+        ctx.used = _Used(ctx.order, experts) if len(experts) > 2 else None
         return out
 
     @staticmethod
@@ -77,8 +79,7 @@ class _MoE(torch.autograd.Function):
         found = backward(
             grad, hidden, index, weights, experts, kept, ctx.order, ctx.activation, needed
         )
-        unused = _unused(index, len(experts) // 3) if any(needed[2:]) and len(experts) > 2 else ()
-        parts = _split(found[2:], experts, needs[4:], unused)
+        parts = _split(found[2:], experts, needs[4:], ctx.used)
         return found[0], None, found[1], None, *parts
 
 
@@ -88,28 +89,48 @@ def _any(needs: Sequence[bool]) -> tuple[bool, bool]:
     return any(needs[:last]), any(needs[last:])
 
 
-def _unused(index: torch.Tensor, experts: int) -> Sequence[int]:
-    """Experts that no token chose; none while a CUDA graph is captured."""
-    if index.is_cuda and torch.cuda.is_current_stream_capturing():
-        return ()
-    chosen = set(index.unique().tolist())
-    return [expert for expert in range(experts) if expert not in chosen]
+class _Used:
+    """Which experts of a list some token chose, on its way to the host while the device works."""
+
+    def __init__(self, order: Plan | None, experts: Sequence[torch.Tensor]):
+        self._all = [order is not None] * (len(experts) // 3)
+        self._ends: torch.Tensor | None = None
+        self._arrived: Any = None
+        if order is None:
+            return
+        if not order.ends.is_cuda:
+            self._ends = order.ends
+        elif not torch.cuda.is_current_stream_capturing():
+            waiting = torch.empty(order.ends.shape, dtype=order.ends.dtype, pin_memory=True)
+            self._ends = waiting.copy_(order.ends, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[bool]:
+        """By expert; all of them where a CUDA graph is captured, none without tokens."""
+        if self._ends is None:
+            return self._all
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        ends = self._ends.tolist()
+        return [end > start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _split(
-    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], unused: Sequence[int]
+    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], used: _Used | None
 ) -> Grads:
     """The gradients of the flat experts; a list's are parts of the stacked ones."""
     gate_up, down = stacked
-    if len(experts) == 2:
-        return [gate_up, down]
+    if len(experts) == 2 or gate_up is down is None:
+        return [gate_up, down] if len(experts) == 2 else [None] * len(experts)
     count = len(experts) // 3
+    chosen = [True] * count if used is None else used.read()
     width = experts[0].shape[0]
     parts: Grads = [None] * len(experts)
     for place, needed in enumerate(needs):
         kind, expert = divmod(place, count)
         whole = down if kind == 2 else gate_up
-        if needed and whole is not None and expert not in unused:
+        if needed and whole is not None and chosen[expert]:
             one = whole[expert]
             parts[place] = one if kind == 2 else one[kind * width : (kind + 1) * width]
     return parts
@@ -217,7 +238,7 @@ def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *_any(needs)]
     found = backward_operator(grad, hidden, index, weights, experts, kept, ctx.activation, needed)
     grads: Grads = [one if wanted else None for one, wanted in zip(found, needed)]
-    parts = _split(grads[2:], experts, needs, ())
+    parts = _split(grads[2:], experts, needs, None)
     return grads[0], None, grads[1], parts, None, None
 
 
