@@ -19,7 +19,7 @@ from hf_kernel_patch.errors import (
     KernelPatchWarning,
     KernelUnavailableError,
 )
-from hf_kernel_patch.forms import Form, register_form
+from hf_kernel_patch.forms import Form, experts_interface, register_form
 from hf_kernel_patch.models import Architecture, register_model
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 from hf_kernel_patch.report import PatchReport, Row
@@ -53,6 +53,7 @@ __all__ = [
     "unpatch",
 ]
 
+experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
     count_calls(settings.flag("COUNT"))
     capture_decoding(settings.flag("CAPTURE", True))

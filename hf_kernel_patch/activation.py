@@ -141,7 +141,8 @@ class Activation:
             if isinstance(owner, type):
                 for kind in (owner, *wrapping_subclasses(owner, name)):
                     self._push(Attribute(kind, name), made)
-                classes[owner] = made, row
+                if name == "forward":
+                    classes[owner] = made, row
             else:
                 functions[id(value)] = value, made
         if functions:

@@ -70,11 +70,13 @@ class Application:
                     ):
                         continue
                     make = self._method(target, forward, owner)
+                    method = name
                 elif refers_to(module, name, value):
                     make = self._rebound(target, found, type(module).forward)
+                    method = "forward"
                 else:
                     continue
-                self._take(architecture, target, module, make)
+                self._take(architecture, target, module, method, make)
 
     def release(self, modules: Iterable[Any] | None = None) -> list[str]:
         """Give modules (all of them by default) back; labels of those a foreign patch holds."""
@@ -154,7 +156,12 @@ class Application:
         return make
 
     def _take(
-        self, architecture: str, target: Target, module: Any, make: Callable[[], Any]
+        self,
+        architecture: str,
+        target: Target,
+        module: Any,
+        method: str,
+        make: Callable[[], Any],
     ) -> None:
         """Put a replacement in force on one module and count it in the target's row."""
         kernel = self.kernels[forms()[target.form].op]
@@ -171,9 +178,11 @@ class Application:
         before = original_of(type(module).forward)
         base = type(module)
         if (base, made) not in self._classes:
-            self._classes[base, made] = subclass(self, base, made, (target, kernel))
+            self._classes[base, made] = subclass(self, base, method, made, (target, kernel))
         self._push(ClassOf(module), module, self._classes[base, made])
         row.instances = (row.instances or 0) + 1
+        if method != "forward":
+            return
         own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
         reached = [name for name in own if is_plain_bound(own[name], module, before)]
         for name in reached:

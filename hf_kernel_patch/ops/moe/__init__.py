@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -28,6 +29,32 @@ class TorchFusedMoE(BaseKernel):
             return "autocast chooses the dtype of the products"
         if hidden.dtype != last.dtype:
             return "the hidden states and the experts differ in dtype"
+        return None
+
+
+@register_kernel
+class CudaFusedMoE(TritonKernel):
+    kernel_id = "cuda_fused_moe"
+    op = "moe"
+    function = "hf_kernel_patch.ops.moe.triton:moe"
+
+    @classmethod
+    def refuse(
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+    ) -> str | None:
+        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
+            return why
+        listed = isinstance(down, list)
+        experts = (
+            [*(part for pair in gate_up for part in pair), *down] if listed else [gate_up, down]
+        )
+        if any(
+            one.device != hidden.device or one.dtype != hidden.dtype or not one.is_contiguous()
+            for one in experts
+        ):
+            return "the experts are on another device, of another dtype or not contiguous"
+        if index is not None and index.numel() >= 1 << 31:
+            return "more than 2147483647 pairs of token and expert"
         return None
 
 
