@@ -128,7 +128,34 @@ def _imports(rows: list[Row]) -> Iterable[str]:
     )
 
 
+def _convergence(rows: list[Row]) -> Iterable[str]:
+    first = rows[0]
+    yield (
+        f"{first['steps']} steps of AdamW on {first['batch']} x {first['length']} bytes of the "
+        "documentation of Python's library; distances are of the losses from the eager run's, step "
+        "by step."
+    )
+    yield ""
+    yield from _table(
+        ["model", "run", "first loss", "mean of the last ten", "largest distance", "mean distance"],
+        [
+            [
+                row["case"],
+                row["variant"],
+                f"{row['losses'][0]:.4f}",
+                f"{sum(row['losses'][-10:]) / len(row['losses'][-10:]):.4f}",
+                f"{row['largest']:.1e}",
+                f"{row['mean']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+    yield from (f"- {row['case']}: {row['patch']}" for row in rows if row.get("patch"))
+    yield ""
+
+
 _BODIES = {
+    "convergence": _convergence,
     "ops": _ops,
     "launch": _launch,
     "e2e": lambda rows: _models(rows, decode=False),

@@ -50,8 +50,6 @@ class Op:
     #: Leaves that a module owns.
     parameters: tuple[str, ...] = ("weight",)
     phases: tuple[str, ...] = ("forward", "backward")
-    #: The arguments that a kernel's ``refuse`` is asked about; all where empty.
-    asked: tuple[str, ...] = ()
 
 
 def _norm_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
@@ -226,6 +224,5 @@ OPS: dict[str, Op] = {
         ("hidden", "weight"),
         outputs=("loss",),
         phases=("inference", "step"),
-        asked=("weight", "labels"),
     ),
 }

@@ -50,7 +50,7 @@ def test_float32_outputs_and_gradients_agree(name: str) -> None:
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         inside = outputs_and_gradients(model)
         assert all(not row.handed_back for row in report)
-        assert sum(row.served for row in report) >= 5
+        assert sum(row.served for row in report) >= 2 * len(layer_ops_of(name))
     assert largest_error(inside, eager) < 3e-6
     assert largest_error(outputs_and_gradients(model), eager) == 0
 
@@ -81,6 +81,5 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
 def test_loss_without_logits_agrees(name: str) -> None:
     model = tiny_model(name).train()
     eager = outputs_and_gradients(model)
-    del eager["logits"]
     with hf_kernel_patch.patched("linear_cross_entropy", models=name, strict=True):
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6
