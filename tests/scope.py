@@ -24,7 +24,9 @@ needs_pickle = pytest.mark.skipif(
 
 def build(name: str) -> Any:
     """A tiny model that has a site for every row; of Qwen3-MoE, with one dense layer."""
-    return tiny_model(name, **({"mlp_only_layers": [0]} if name == "qwen3_moe" else {}))
+    return tiny_model(
+        name, **({"mlp_only_layers": [0]} if name in ("qwen3_moe", "qwen3_vl_moe") else {})
+    )
 
 
 def state(model: Any) -> dict[tuple[str, ...], Any]:
