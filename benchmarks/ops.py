@@ -126,11 +126,16 @@ def _swiglu_work(sizes: dict[str, int], a: Arguments, phase: str) -> Work:
 
 def _moe_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
     tokens, experts, hidden, width = (sizes[name] for name in "TEHI")
-    best = draw(tokens, experts).float().softmax(-1).topk(sizes["K"])
+    chances = draw(tokens, experts).float().softmax(-1)
+    scores = chances.clone()
+    if sizes.get("skewed"):
+        scores[:, :20], scores[: tokens // 2, 20] = -1, 2
+    index = scores.topk(sizes["K"]).indices
+    values = chances.gather(-1, index)
     return {
         "hidden": draw(tokens, hidden),
-        "index": best.indices,
-        "weights": (best.values / best.values.sum(-1, keepdim=True)).to(draw(1).dtype),
+        "index": index,
+        "weights": (values / values.sum(-1, keepdim=True)).to(draw(1).dtype),
         "gate_up": draw(experts, 2 * width, hidden).mul_(0.02),
         "down": draw(experts, hidden, width).mul_(0.02),
         "activation": "silu",

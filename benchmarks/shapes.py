@@ -48,11 +48,27 @@ def _heads(op: str, *shapes: tuple[int, int, int, int, int], compiled: bool = Tr
 
 
 def _experts(
-    tokens: int, phases: tuple[str, ...], experts: int = 128, top: int = 8, compiled: bool = False
+    tokens: int,
+    phases: tuple[str, ...],
+    experts: int = 128,
+    compiled: bool = False,
+    skewed: bool = False,
 ) -> Case:
-    """Qwen3-30B-A3B's experts, or fewer of them."""
-    sizes = {"T": tokens, "E": experts, "K": top, "H": 2048, "I": 768}
-    return Case("moe", sizes, compiled, phases, label=f"T{tokens} E{experts}")
+    """Qwen3-30B-A3B's experts, or fewer of them.
+
+    Where they are ``skewed`` one expert is chosen by half of the tokens, and twenty by none.
+    """
+    sizes = {"T": tokens, "E": experts, "K": 8, "H": 2048, "I": 768}
+    if skewed:
+        sizes["skewed"] = 1
+    label = f"T{tokens} E{experts}{' skewed' * skewed}"
+    return Case("moe", sizes, compiled, phases, label=label)
+
+
+def _mixtral(tokens: int, phases: tuple[str, ...]) -> Case:
+    """Mixtral-8x7B's experts."""
+    sizes = {"T": tokens, "E": 8, "K": 2, "H": 4096, "I": 14336}
+    return Case("moe", sizes, phases=phases, label=f"T{tokens} E8 I14336")
 
 
 def _loss(
@@ -121,6 +137,9 @@ ACCELERATOR: list[Case] = [
     _experts(256, ("inference",)),
     _experts(4096, _BOTH, compiled=True),
     _experts(16384, _BOTH),
+    _experts(16384, _BOTH, skewed=True),
+    _mixtral(1, ("inference",)),
+    _mixtral(4096, _BOTH),
     _loss(8192, 2048, 128256, compiled=True),
     _loss(8192, 4096, 128256, compiled=True, phases=("step",)),
     _loss(16384, 2048, 151936, compiled=True, phases=("step",)),
