@@ -15,7 +15,73 @@ from hf_kernel_patch.ops.swiglu.triton import _activate
 
 
 @triton.jit
-def inner_backward(
+def activation_backward(
+    back,
+    kept,
+    grad_kept,
+    scaled,
+    share,
+    rows,
+    here,
+    column,
+    WIDTH: tl.constexpr,
+    SILU: tl.constexpr,
+    WITH_KEPT: tl.constexpr,
+    WITH_SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """SwiGLU's backward of SPAN columns of a tile; the dot of back and its output."""
+    n = column + tl.arange(0, SPAN)
+    mask = here[:, None] & (n < WIDTH)[None, :]
+    place = rows.to(tl.int64)[:, None]
+    kind = kept.dtype.element_ty
+    gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
+    up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
+    activated, slope = _activate(gate, SILU)
+    inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
+    dot = tl.sum(back * inner, 1)
+    if WITH_SCALED:
+        tl.store(scaled + place * WIDTH + n[None, :], (inner * share[:, None]).to(kind), mask)
+    if WITH_KEPT:
+        back *= share[:, None]
+        place *= 2 * WIDTH
+        tl.store(grad_kept + place + n[None, :], (back * up * slope).to(kind), mask)
+        tl.store(grad_kept + place + WIDTH + n[None, :], (back * activated).to(kind), mask)
+    return dot
+
+
+@triton.jit
+def _in_two(
+    back,
+    kept,
+    grad_kept,
+    scaled,
+    share,
+    rows,
+    here,
+    column,
+    WIDTH: tl.constexpr,
+    SILU: tl.constexpr,
+    WITH_KEPT: tl.constexpr,
+    WITH_SCALED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """The same, one half of the columns after the other."""
+    one, two = halves(back, BLOCK_M, SPAN // 2)
+    dot = activation_backward(
+        one, kept, grad_kept, scaled, share, rows, here, column,
+        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+    )  # fmt: skip
+    return dot + activation_backward(
+        two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
+        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+    )  # fmt: skip
+
+
+@triton.jit
+def _inner_backward(
     back,
     kept,
     grad_kept,
@@ -32,37 +98,27 @@ def inner_backward(
     SPAN: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """SwiGLU's backward of a tile, PART columns at a time; the dot of back and its output."""
-    if SPAN > PART:
-        HALF: tl.constexpr = SPAN // 2
-        one, two = halves(back, BLOCK_M, HALF)
-        dot = inner_backward(
-            one, kept, grad_kept, scaled, share, rows, here, column,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, HALF, PART,
+    """The same, in as many parts of at most PART columns as it takes, four at most."""
+    if SPAN <= PART:
+        return activation_backward(
+            back, kept, grad_kept, scaled, share, rows, here, column,
+            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
-        dot += inner_backward(
-            two, kept, grad_kept, scaled, share, rows, here, column + HALF,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, HALF, PART,
+    elif SPAN <= 2 * PART:
+        return _in_two(
+            back, kept, grad_kept, scaled, share, rows, here, column,
+            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
-        return dot
     else:
-        n = column + tl.arange(0, SPAN)
-        mask = here[:, None] & (n < WIDTH)[None, :]
-        place = rows.to(tl.int64)[:, None]
-        kind = kept.dtype.element_ty
-        gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
-        up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
-        activated, slope = _activate(gate, SILU)
-        inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
-        dot = tl.sum(back * inner, 1)
-        if WITH_SCALED:
-            tl.store(scaled + place * WIDTH + n[None, :], (inner * share[:, None]).to(kind), mask)
-        if WITH_KEPT:
-            back *= share[:, None]
-            place *= 2 * WIDTH
-            tl.store(grad_kept + place + n[None, :], (back * up * slope).to(kind), mask)
-            tl.store(grad_kept + place + WIDTH + n[None, :], (back * activated).to(kind), mask)
-        return dot
+        one, two = halves(back, BLOCK_M, SPAN // 2)
+        dot = _in_two(
+            one, kept, grad_kept, scaled, share, rows, here, column,
+            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+        )  # fmt: skip
+        return dot + _in_two(
+            two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
+            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["most"])
@@ -107,7 +163,7 @@ def inner_backward_kernel(
         WIDTH, HIDDEN, HIDDEN, 1, False, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     share = tl.load(weights + pair, here, 0.0).to(tl.float32)
-    dot = inner_backward(
+    dot = _inner_backward(
         back, kept, grad_kept, scaled, share, rows, here, column * BLOCK_N,
         WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, BLOCK_N, PART,
     )  # fmt: skip
