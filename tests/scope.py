@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import hf_kernel_patch
 from tests.probes import logits
 from tests.tiny import modelling, tiny_model
 
@@ -27,6 +28,11 @@ def build(name: str) -> Any:
     return tiny_model(
         name, **({"mlp_only_layers": [0]} if name in ("qwen3_moe", "qwen3_vl_moe") else {})
     )
+
+
+def called() -> list[Any]:
+    """The rows in force of what a forward calls; generate has one of its own."""
+    return [row for row in hf_kernel_patch.status() if not row.site.endswith("_for_decode")]
 
 
 def state(model: Any) -> dict[tuple[str, ...], Any]:

@@ -26,6 +26,7 @@ from tests.scope import (
     ROPE,
     SWIGLU,
     build,
+    called,
     kinds,
     same,
     shared,
@@ -49,11 +50,6 @@ ROWS = [
     for kernel_id, op in OPS.items()
     if op in ops_of(name)
 ]
-
-
-def called() -> list[Any]:
-    """The rows in force of what a forward calls; generate has one of its own."""
-    return [row for row in hf_kernel_patch.status() if not row.site.endswith("_for_decode")]
 
 
 @pytest.mark.parametrize(("name", "kernel_id"), ROWS)
