@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ops, e2e, decode, imports, report."""
+"""``python -m benchmarks``: ops, e2e, decode, convergence, imports, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 
 import hf_kernel_patch
-from benchmarks import cases, e2e, imports, launch, models, results, shapes, tables, variants
+from benchmarks import (
+    cases,
+    convergence,
+    e2e,
+    imports,
+    launch,
+    models,
+    results,
+    shapes,
+    tables,
+    variants,
+)
 from benchmarks.environment import DTYPES, default_device, default_dtype, header, slug
 from benchmarks.ops import OPS
 from benchmarks.timing import limits, reason
@@ -177,6 +188,31 @@ def _model(
         **options,
     )
     _show(result, path)
+
+
+@app.command("convergence")
+def learning(
+    device: Device = "",
+    dtype: Dtype = "",
+    quick: Quick = False,
+    out: Out = None,
+    steps: int | None = None,
+) -> None:
+    """Loss curves of small models on real text, patched and not, and how far they lie apart."""
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    given = convergence.sizes(device, quick) | ({} if steps is None else {"steps": steps})
+    result = header("convergence", device, dtype)
+    result["rows"] = convergence.run(
+        device,
+        dtype,
+        given,
+        told=lambda row: console.print(
+            f"{row['case']}, {row['variant']}: {row['losses'][0]:.3f} to {row['losses'][-1]:.3f}, "
+            f"from eager {row['largest']:.1e} at most, {row['mean']:.1e} on average"
+        ),
+    )
+    console.print(results.write(result, _folder(out, device), slug(f"convergence {dtype}")))
 
 
 @app.command("imports")

@@ -1,4 +1,4 @@
-"""One chart a section: shares of the limit, tokens a second, milliseconds a token."""
+"""One chart a section: shares of the limit, tokens a second, milliseconds a token, losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _FIGURES: dict[str, tuple[str, float, str]] = {
 
 
 def draw(kind: str, title: str, rows: list[Row], path: Path) -> bool:
-    """Write a bar chart of a section; False where there is nothing to draw."""
+    """Write a chart of a section; False where there is nothing to draw."""
+    if kind == "convergence":
+        return _curves(title, rows, path)
     if kind not in _FIGURES:
         return False
     key, scale, axis = _FIGURES[kind]
@@ -48,6 +50,31 @@ def draw(kind: str, title: str, rows: list[Row], path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
+    return True
+
+
+def _curves(title: str, rows: list[Row], path: Path) -> bool:
+    """By model: the loss of every step, and its distance from the eager run's."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(5 * len(names), 6), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for place, name in enumerate(names):
+        chosen = [row for row in rows if row["case"] == name]
+        eager = chosen[0]["losses"]
+        for row, style in zip(chosen, ("-", "--", ":"), strict=True):
+            steps = range(1, len(eager) + 1)
+            axes[0][place].plot(steps, row["losses"], style, label=row["variant"])
+            if row is not chosen[0]:
+                apart = [abs(a - b) for a, b in zip(row["losses"], eager, strict=True)]
+                axes[1][place].plot(steps, apart, style, label=row["variant"], linewidth=1)
+        axes[0][place].set(title=name, ylabel="loss (nats a byte)")
+        axes[1][place].set(xlabel="step", ylabel="distance from eager", yscale="log")
+        axes[0][place].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     return True
 
 

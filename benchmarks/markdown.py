@@ -21,8 +21,8 @@ matrix product, whichever takes longer. Phases: "forward" records gradients, "in
 "backward" is the backward alone, "step" is both. Errors are ||out - ref|| / ||ref|| against
 float64, the largest over all shapes. Inputs are random; an accelerator's cache is overwritten
 before every timed call, for so long that the host has queued the call: times are the device's, and
-the host's are those of "launch". Kernel ids are ours; "patched" is the original of transformers with that
-kernel in its place.
+the host's are those of "launch". Kernel ids are ours; "patched" is the original of transformers
+with that kernel in its place.
 """
 
 
@@ -128,7 +128,34 @@ def _imports(rows: list[Row]) -> Iterable[str]:
     )
 
 
+def _convergence(rows: list[Row]) -> Iterable[str]:
+    first = rows[0]
+    yield (
+        f"{first['steps']} steps of AdamW on {first['batch']} x {first['length']} bytes of the "
+        "documentation of Python's library; distances are of the losses from the eager run's, step "
+        "by step."
+    )
+    yield ""
+    yield from _table(
+        ["model", "run", "first loss", "mean of the last ten", "largest distance", "mean distance"],
+        [
+            [
+                row["case"],
+                row["variant"],
+                f"{row['losses'][0]:.4f}",
+                f"{sum(row['losses'][-10:]) / len(row['losses'][-10:]):.4f}",
+                f"{row['largest']:.1e}",
+                f"{row['mean']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+    yield from (f"- {row['case']}: {row['patch']}" for row in rows if row.get("patch"))
+    yield ""
+
+
 _BODIES = {
+    "convergence": _convergence,
     "ops": _ops,
     "launch": _launch,
     "e2e": lambda rows: _models(rows, decode=False),

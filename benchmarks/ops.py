@@ -50,8 +50,6 @@ class Op:
     #: Leaves that a module owns.
     parameters: tuple[str, ...] = ("weight",)
     phases: tuple[str, ...] = ("forward", "backward")
-    #: The arguments that a kernel's ``refuse`` is asked about; all where empty.
-    asked: tuple[str, ...] = ()
 
 
 def _norm_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
@@ -126,16 +124,14 @@ def _swiglu_work(sizes: dict[str, int], a: Arguments, phase: str) -> Work:
 
 def _moe_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
     tokens, experts, hidden, width = (sizes[name] for name in "TEHI")
-    chances = draw(tokens, experts).float().softmax(-1)
-    scores = chances.clone()
-    if sizes.get("skewed"):
-        scores[:, :20], scores[: tokens // 2, 20] = -1, 2
-    index = scores.topk(sizes["K"]).indices
-    values = chances.gather(-1, index)
+    scores = draw(tokens, experts).float()
+    if sizes.get("skew"):  # half of the tokens take the first expert, none the last twenty
+        scores[::2, 0], scores[:, -20:] = 100.0, -100.0
+    best = scores.softmax(-1).topk(sizes["K"])
     return {
         "hidden": draw(tokens, hidden),
-        "index": index,
-        "weights": (values / values.sum(-1, keepdim=True)).to(draw(1).dtype),
+        "index": best.indices,
+        "weights": (best.values / best.values.sum(-1, keepdim=True)).to(draw(1).dtype),
         "gate_up": draw(experts, 2 * width, hidden).mul_(0.02),
         "down": draw(experts, hidden, width).mul_(0.02),
         "activation": "silu",
@@ -231,6 +227,5 @@ OPS: dict[str, Op] = {
         ("hidden", "weight"),
         outputs=("loss",),
         phases=("inference", "step"),
-        asked=("weight", "labels"),
     ),
 }

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.ops import OPS, Arguments
+from functools import partial
+from typing import Any
+
+from benchmarks.ops import Arguments
 from benchmarks.peers import Builder, Built
 from hf_kernel_patch import registry
+
+#: Kernels that are measured in another setting too: id -> name -> options.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "cuda_fused_linear_cross_entropy": {"exact": {"exact": True}},
+}
 
 
 def kernels(op: str, device: str) -> tuple[dict[str, Builder], dict[str, str]]:
@@ -16,7 +24,9 @@ def kernels(op: str, device: str) -> tuple[dict[str, Builder], dict[str, str]]:
             if why := why_not(kernel, device):
                 absent[kernel_id] = why
             else:
-                found[kernel_id] = _builder(kernel, op)
+                found[kernel_id] = _builder(kernel)
+                for name, options in OPTIONS.get(kernel_id, {}).items():
+                    found[f"{kernel_id}, {name}"] = _builder(kernel, **options)
     return found, absent
 
 
@@ -27,10 +37,11 @@ def why_not(kernel: registry.Kernel, device: str) -> str | None:
     return registry.unavailable(kernel)
 
 
-def _builder(kernel: registry.Kernel, op: str) -> Builder:
+def _builder(kernel: registry.Kernel, **options: Any) -> Builder:
     def build(a: Arguments) -> Built:
-        if why := kernel.refuse(*[getattr(a, name) for name in OPS[op].asked or vars(a)]):
+        if why := kernel.refuse(*vars(a).values()):
             raise NotImplementedError(f"the kernel refuses this call: {why}")
-        return kernel.load(), tuple(vars(a).values())
+        function = partial(kernel.load(), **options) if options else kernel.load()
+        return function, tuple(vars(a).values())
 
     return build

@@ -1,5 +1,7 @@
 """Fused kernels for Hugging Face models, put in place of the originals and taken back exactly."""
 
+from typing import Any
+
 from hf_kernel_patch import settings
 from hf_kernel_patch.api import (
     apply_default_kernels,
@@ -31,6 +33,7 @@ __all__ = [
     "BaseKernel",
     "ForeignPatchError",
     "Form",
+    "KernelPatchCallback",
     "KernelPatchError",
     "KernelPatchWarning",
     "KernelUnavailableError",
@@ -59,3 +62,11 @@ if not settings.in_command_line():  # which tells of a bad variable without a tr
     capture_decoding(settings.flag("CAPTURE", True))
     if settings.requested_by_environment():
         patch_transformers()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KernelPatchCallback":
+        from hf_kernel_patch.trainer import callback_class
+
+        return callback_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

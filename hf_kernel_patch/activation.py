@@ -28,7 +28,7 @@ from hf_kernel_patch.places import (
     shadows,
     wrapping_subclasses,
 )
-from hf_kernel_patch.registry import Kernel, has_own_apply
+from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
 from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.settings import Settings
 
@@ -160,10 +160,11 @@ class Activation:
         adapter = forms()[target.form].adapter_for(original, owner)
         if isinstance(adapter, str):
             return adapter
-        key = (target, kernel, self.explicit, id(original))
+        options = options_of(kernel, self.settings.options)
+        key = (target, kernel, self.explicit, id(original), *sorted(options.items()))
         made = _made.get(key)
         if made is None or made.__hf_kernel_patch__.original is not original:
-            made = build(adapter, Site(target.site, kernel, original, self.explicit))
+            made = build(adapter, Site(target.site, kernel, original, self.explicit, options))
             _made[key] = made
         return made
 

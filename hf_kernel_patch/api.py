@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from hf_kernel_patch import activation, instances, registry, settings
@@ -27,6 +27,7 @@ def patch_transformers(
     models: Any = UNSET,
     backend: Any = UNSET,
     strict: Any = UNSET,
+    options: Any = UNSET,
     config: Any = None,
 ) -> PatchReport:
     """Replace code of transformers by fused kernels, for all models, until ``unpatch``.
@@ -42,6 +43,7 @@ def patch_transformers(
         models: "all", or names of architectures such as "llama".
         backend: "auto", or "torch", "triton" or "npu" to take kernels of that backend alone.
         strict: raise where a target does not match or a kernel finds no site, instead of warning.
+        options: of kernels, {op or kernel id: {option: value}}.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
 
     Returns:
@@ -55,7 +57,13 @@ def patch_transformers(
     """
     global _standing
     wanted = settings.resolve(
-        config, include=include, exclude=exclude, models=models, backend=backend, strict=strict
+        config,
+        include=include,
+        exclude=exclude,
+        models=models,
+        backend=backend,
+        strict=strict,
+        options=options,
     )
     with ledger.lock:
         made = _activation(wanted)
@@ -109,10 +117,17 @@ class patched:
         models: Any = UNSET,
         backend: Any = UNSET,
         strict: Any = UNSET,
+        options: Any = UNSET,
         config: Any = None,
     ):
         self._wanted = settings.resolve(
-            config, include=include, exclude=exclude, models=models, backend=backend, strict=strict
+            config,
+            include=include,
+            exclude=exclude,
+            models=models,
+            backend=backend,
+            strict=strict,
+            options=options,
         )
         _select(self._wanted)
         self._entered: list[Activation] = []
@@ -154,13 +169,14 @@ class patched:
         return decorated
 
 
-def apply_kernel(kernel_id: str, *, model: Any) -> Any:
+def apply_kernel(kernel_id: str, *, model: Any, options: Mapping[str, Any] | None = None) -> Any:
     """Apply one kernel to one loaded model and return it; no other model changes.
 
-    A kernel that finds no site in the model warns and returns it as it is.
+    A kernel that finds no site in the model warns and returns it as it is. ``options`` are the
+    kernel's own, by name.
 
     Raises:
-        ValueError: the id is unknown; the message has the near matches.
+        ValueError: the id or an option is unknown; the message has the near matches.
         KernelUnavailableError: the kernel cannot run here; the message says why.
         TypeError: ``model`` is not, and does not wrap, a PreTrainedModel.
     """
@@ -168,24 +184,29 @@ def apply_kernel(kernel_id: str, *, model: Any) -> Any:
         raise TypeError(f"kernel_id must be a string, not {kernel_id!r}")
     if kernel_id not in registry.kernels():
         raise unknown("kernel id", kernel_id, registry.kernels())
-    return _apply(model, registry.select((kernel_id,)), explicit=True)
+    given = tuple((kernel_id, name, value) for name, value in (options or {}).items())
+    return _apply(model, registry.select((kernel_id,)), explicit=True, options=given)
 
 
-def apply_default_kernels(model: Any, include_kernels: Any = UNSET, *, config: Any = None) -> Any:
+def apply_default_kernels(
+    model: Any, include_kernels: Any = UNSET, *, options: Any = UNSET, config: Any = None
+) -> Any:
     """Apply kernels to one loaded model and return it; no other model changes.
 
     Args:
         model: a PreTrainedModel, or a module that wraps one.
         include_kernels: "auto" (the default) or True, this device's default kernels; None or
             False, nothing; otherwise ids, as a comma-separated string or an iterable.
+        options: as ``patch_transformers`` takes them.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
 
     Raises as ``apply_kernel``.
     """
     if include_kernels is UNSET and config is None:
         include_kernels = "auto"
-    wanted = settings.resolve(config, include=include_kernels)
-    return _apply(model, _select(wanted), isinstance(wanted.include, tuple), wanted.models)
+    wanted = settings.resolve(config, include=include_kernels, options=options)
+    named = isinstance(wanted.include, tuple)
+    return _apply(model, _select(wanted), named, wanted.models, wanted.options)
 
 
 def get_default_kernels() -> list[str]:
@@ -230,6 +251,7 @@ def _apply(
     kernels: dict[str, registry.Kernel],
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
+    options: instances.Options = (),
 ) -> Any:
     instances.require_model(model)
     if settings.disabled():
@@ -237,7 +259,7 @@ def _apply(
     own = {op: kernel for op, kernel in kernels.items() if registry.has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
-        instances.patch_model(model, shared, explicit, tables)
+        instances.patch_model(model, shared, explicit, tables, options)
     for kernel in own.values():
         with instances.recorded(model, kernel):
             kernel.apply(model=model)
@@ -252,7 +274,10 @@ def _select(wanted: Settings) -> dict[str, registry.Kernel]:
     from hf_kernel_patch import models
 
     models.select(wanted.models, wanted.sources.get("models", ""))
-    return registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
+    chosen = registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
+    for kernel in chosen.values():
+        registry.options_of(kernel, wanted.options)
+    return chosen
 
 
 def _same(one: Activation, other: Activation) -> bool:

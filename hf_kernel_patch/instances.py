@@ -18,7 +18,7 @@ from hf_kernel_patch.forms import Site, build, forms
 from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Entry, Item, Slot
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.places import describe, exists_here, is_plain_bound, locate, original_of
-from hf_kernel_patch.registry import BaseKernel, Kernel
+from hf_kernel_patch.registry import BaseKernel, Kernel, options_of
 from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.settings import is_rank_zero
 from hf_kernel_patch.subclass import forget_scope, rebound, refers_to, subclass
@@ -27,6 +27,7 @@ logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
 applications: list[Application] = []
 _OWN_FORWARDS = ("forward", "_old_forward")
+Options = tuple[tuple[str, str, Any], ...]  # as ``Settings.options``
 
 
 class Application:
@@ -37,9 +38,14 @@ class Application:
     """
 
     def __init__(
-        self, kernels: dict[str, Kernel], explicit: bool, tables: str | tuple[str, ...] = "all"
+        self,
+        kernels: dict[str, Kernel],
+        explicit: bool,
+        tables: str | tuple[str, ...] = "all",
+        options: Options = (),
     ):
         self.kernels = kernels
+        self._options = options
         self._tables = models.select(tables)
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
@@ -128,7 +134,8 @@ class Application:
                 if isinstance(adapter, str):
                     return adapter
                 kernel = self.kernels[forms()[target.form].op]
-                site = Site(target.site, kernel, value, self.explicit)
+                options = options_of(kernel, self._options)
+                site = Site(target.site, kernel, value, self.explicit, options)
                 site.active, site.counters = 1, [self.rows[target].calls]
                 self._sites.append(site)
                 self._made[key] = build(adapter, site)
@@ -195,14 +202,18 @@ def _ours(module: Any) -> list[Any]:
 
 
 def patch_model(
-    model: Any, kernels: dict[str, Kernel], explicit: bool, tables: str | tuple[str, ...] = "all"
+    model: Any,
+    kernels: dict[str, Kernel],
+    explicit: bool,
+    tables: str | tuple[str, ...] = "all",
+    options: Options = (),
 ) -> Any:
     """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
     require_model(model)
     with ledger.lock:
         for gone in [one for one in applications if not one.alive()]:
             gone.release()
-        application = Application(kernels, explicit, tables)
+        application = Application(kernels, explicit, tables, options)
         try:
             application.apply(model)
         except BaseException:

@@ -32,6 +32,8 @@ class BaseKernel:
     #: Whether torch.compile may trace the function; otherwise it sees the original.
     traceable: ClassVar[bool] = False
     function: ClassVar[str | Callable[..., Any]] = ""
+    #: Options that users may set, with their defaults.
+    options: ClassVar[Mapping[str, Any]] = {}
     #: Forms of an op of your own (see docs/kernels.md); the ops here have theirs in ``forms/``.
     forms: ClassVar[tuple[Any, ...]] = ()
 
@@ -198,6 +200,38 @@ def select(
         for op, kernel in chosen.items()
         if op not in exclude and kernel.kernel_id not in exclude
     }
+
+
+def options_of(kernel: Kernel, given: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """What was asked of one kernel, from (op or kernel id, option, value) for any of them.
+
+    Raises ValueError for an unknown name, or a value that is not of the option's kind.
+    """
+    found: dict[str, Any] = {}
+    for owner, option, value in given:
+        owners = [k for k in kernels().values() if owner in (k.op, k.kernel_id)]
+        if not owners:
+            raise unknown("kernel id or op", owner, {*kernels(), *ops()}, "options")
+        if kernel in owners:
+            if option not in kernel.options:
+                raise unknown("option", option, kernel.options, f"options of {owner}")
+            found[option] = _value(f"{owner}.{option}", kernel.options[option], value)
+    return found
+
+
+def _value(name: str, default: Any, value: Any) -> Any:
+    """A value of the default's kind: a truth, or a number, or None where that is the default."""
+    text = str(value).strip().lower()
+    if isinstance(default, bool):
+        if text in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            return text in ("1", "true", "yes", "on")
+        raise ValueError(f"the option {name} is true or false, not {value!r}")
+    if default is None and text in ("none", "null", "auto", ""):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"the option {name} is a number, not {value!r}") from None
 
 
 def _named(name: str, backend: str) -> Kernel:

@@ -36,6 +36,8 @@ class Settings:
     models: str | tuple[str, ...] = "all"
     backend: str = "auto"
     strict: bool = False
+    #: (op or kernel id, option, value), as given.
+    options: tuple[tuple[str, str, Any], ...] = ()
     #: Where a field was given, for messages, unless it was an argument.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -49,6 +51,7 @@ class KernelConfig:
     models: Any = UNSET
     backend: Any = UNSET
     strict: Any = UNSET
+    options: Any = UNSET
 
 
 def resolve(config: Any = None, **arguments: Any) -> Settings:
@@ -146,8 +149,8 @@ def load_kernel_config(source: Any) -> KernelConfig:
 
     The mapping, or its value under ``kernel_config``, holds ``name`` ("auto" or kernel ids) and
     ``include_kernels`` (null, true, false, "auto" or "id1,id2"; null by default), and may hold
-    ``exclude``, ``models``, ``backend`` and ``strict``. Raises ValueError naming the key that is
-    wrong, FileNotFoundError and TypeError for a source that cannot be read.
+    ``exclude``, ``models``, ``backend``, ``strict`` and ``options``. Raises ValueError naming the
+    key that is wrong, FileNotFoundError and TypeError for a source that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         import yaml
@@ -160,7 +163,8 @@ def load_kernel_config(source: Any) -> KernelConfig:
         data = data["kernel_config"]
     if not isinstance(data, Mapping):
         raise TypeError(f"{where}: expected a mapping or a YAML file of one, got {data!r}")
-    known = {"name", "include_kernels", "exclude", "models", "backend", "strict"}
+    others = ("exclude", "models", "backend", "strict", "options")
+    known = {"name", "include_kernels", *others}
     if strange := [key for key in data if key not in known]:
         from hf_kernel_patch.errors import unknown
 
@@ -169,8 +173,7 @@ def load_kernel_config(source: Any) -> KernelConfig:
     include = read_include(data.get("include_kernels"), f"include_kernels in {where}")
     if isinstance(ids, tuple) and ("include_kernels" not in data or include == "auto"):
         include = ids
-    others = {key: data[key] for key in ("exclude", "models", "backend", "strict") if key in data}
-    return KernelConfig(include=include, **others)
+    return KernelConfig(include=include, **{key: data[key] for key in others if key in data})
 
 
 def _variable(name: str) -> str:
@@ -185,11 +188,31 @@ def _read(name: str, value: Any, source: str) -> Any:
     if name == "models":
         names = _names(value, source)
         return "all" if names in (("all",), ("auto",)) else names
+    if name == "options":
+        return _options(value, source)
     if name == "strict":
         return value if isinstance(value, bool) else _boolean(value, source)
     if not isinstance(value, str):
         raise TypeError(f"{source} must be a string, not {value!r}")
     return value.strip().lower() or "auto"
+
+
+def _options(value: Any, source: str) -> tuple[tuple[str, str, Any], ...]:
+    """{op or id: {option: value}}, or "op.option=value,..."; the registry checks the names."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        found = []
+        for part in _names(value, source):
+            name, given, text = part.partition("=")
+            owner, dot, option = name.strip().partition(".")
+            if not (given and dot):
+                raise ValueError(f"{source}: {part!r} is not of the form op.option=value")
+            found.append((owner, option, text.strip()))
+        return tuple(found)
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise TypeError(f"{source} must map ops to mappings of options, not {value!r}")
+    return tuple((str(o), str(n), one) for o, held in value.items() for n, one in held.items())
 
 
 def _names(value: Any, source: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ LAYERS = (
     {"subclass"},
     {"instances"},
     {"api"},
+    {"trainer"},
     {"__init__"},
 )
 #: Inside functions alone: what registering and scanning need of the parts above.

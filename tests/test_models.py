@@ -50,7 +50,7 @@ def test_float32_outputs_and_gradients_agree(name: str) -> None:
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         inside = outputs_and_gradients(model)
         assert all(not row.handed_back for row in report)
-        assert sum(row.served for row in report) >= 5
+        assert sum(row.served for row in report) >= 2 * len(layer_ops_of(name))
     assert largest_error(inside, eager) < 3e-6
     assert largest_error(outputs_and_gradients(model), eager) == 0
 
@@ -69,8 +69,11 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
     wide = torch.float32 if name in NOT_IN_FLOAT64 and not TRANSFORMERS_5 else torch.float64
     truth = outputs_and_gradients(model.to(wide))
     assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
-    eager_errors = [error(eager[key], truth[key]) for key in truth]
-    inside_errors = [error(inside[key], truth[key]) for key in truth]
+    # The linear attention of older versions has gradients in float16 that are NaN.
+    finite = [key for key in truth if eager[key].isfinite().all()]
+    assert len(finite) > 10
+    eager_errors = [error(eager[key], truth[key]) for key in finite]
+    inside_errors = [error(inside[key], truth[key]) for key in finite]
     assert sum(inside_errors) <= 1.1 * sum(eager_errors)
 
 
@@ -78,6 +81,5 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
 def test_loss_without_logits_agrees(name: str) -> None:
     model = tiny_model(name).train()
     eager = outputs_and_gradients(model)
-    del eager["logits"]
     with hf_kernel_patch.patched("linear_cross_entropy", models=name, strict=True):
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6

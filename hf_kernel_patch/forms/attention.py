@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hf_kernel_patch.forms import rope
 from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
 from hf_kernel_patch.forms.form import Form, register_form
-from hf_kernel_patch.forms.rms_norm import norm_arguments, norm_of
+from hf_kernel_patch.forms.rms_norm import Norm, norm_arguments, norms_in
 from hf_kernel_patch.forms.site import Site
 
 _TEXT = """
@@ -120,17 +120,18 @@ def states(
     hidden_states: Any,
     position_embeddings: tuple[Any, Any],
     rotary: Callable[..., Any],
-    site: Site | None = None,
+    site: Site | None,
+    known: dict[type, Norm],
 ) -> tuple[Any, Any, Any]:
-    """q, k and v (B, heads, S, D) as attention takes them, by the op of ``site`` if given."""
+    """q, k and v (B, heads, S, D) as attention takes them, by the op of ``site`` if any."""
     cos, sin = position_embeddings
     shape = (*hidden_states.shape[:-1], -1, attention.head_dim)
     q = attention.q_proj(hidden_states).view(shape)
     k = attention.k_proj(hidden_states).view(shape)
     v = attention.v_proj(hidden_states).view(shape).transpose(1, 2)
     if site is not None:
-        (q_weight, *q_options), why_not = norm_arguments(attention.q_norm)
-        (k_weight, *k_options), why_k_not = norm_arguments(attention.k_norm)
+        (q_weight, *q_options), why_not = norm_arguments(attention.q_norm, known)
+        (k_weight, *k_options), why_k_not = norm_arguments(attention.k_norm, known)
         why_not = why_not or why_k_not
         if q_options != k_options:
             why_not = why_not or "the norms of q and k differ"
@@ -191,11 +192,9 @@ def attend(
 
 def _qk_norm(spec: Attention) -> Callable[[Site], Callable[..., Any]]:
     def adapter(site: Site) -> Callable[..., Any]:
-        import torch
-
         original = site.original
         modeling = modeling_of(original)
-        torch.compiler.assume_constant_result(norm_of)
+        known = norms_in(modeling)
 
         def forward(
             self: Any,
@@ -209,7 +208,7 @@ def _qk_norm(spec: Attention) -> Callable[[Site], Callable[..., Any]]:
             if not site.active:
                 return original(self, *given, **kwargs)
             rotary = modeling.apply_rotary_pos_emb
-            q_k_v = states(self, spec, hidden_states, position_embeddings, rotary, site)
+            q_k_v = states(self, spec, hidden_states, position_embeddings, rotary, site, known)
             out, weights = attend(self, spec, modeling, q_k_v, *given[1:], kwargs)
             return self.o_proj(out), weights
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
-from hf_kernel_patch.forms.activation import touched
-from hf_kernel_patch.forms.form import Adapter, Form, register_form
-from hf_kernel_patch.forms.site import Site
+from hf_kernel_patch.forms.causal_lm_forward import adapter
+from hf_kernel_patch.forms.form import Form, register_form
 
 # transformers 4 passes cache_position and, in some families, the output flags through.
 _BASE = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
@@ -24,13 +24,6 @@ _NEW_SLICE = (
 )
 _BY_NAME = "logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs"
 _BY_POSITION = "logits, labels, self.vocab_size, **kwargs"
-_SCALE = "    logits = logits / self.config.logits_scaling\n"
-_SOFTCAP = """\
-    if self.config.final_logit_softcapping is not None:
-        logits = logits / self.config.final_logit_softcapping
-        logits = torch.tanh(logits)
-        logits = logits * self.config.final_logit_softcapping
-"""
 _AUXILIARY = """\
     aux_loss = None
     if output_router_logits:
@@ -42,42 +35,119 @@ _AUXILIARY = """\
 """
 
 
-def _source(
-    slicing: str,
-    cache_position: bool,
-    flags: bool,
-    between: str = "",
-    call: str = _BY_NAME,
-    router: bool = False,
-    pass_kwargs: bool = True,
-) -> str:
-    """One variant of ``XForCausalLM.forward``."""
-    late = ("cache_position",) if cache_position else ()
-    middle = (_FLAGS if flags else ()) + (_ROUTER if router else ())
-    names = (*_BASE, "labels", "use_cache", *middle, *late)
-    parameters = ", ".join(f"{name}=None" for name in names)
-    passed = ", ".join(f"{name}={name}" for name in (*_BASE, "use_cache", *middle, *late))
-    defaults = "".join(
-        f"    {name} = {name} if {name} is not None else self.config.{name}\n"
-        for name in _default_order(middle)
-    )
-    kwargs = ", **kwargs" if pass_kwargs else ""
-    output = "MoeCausalLMOutputWithPast" if router else "CausalLMOutputWithPast"
-    extra = "aux_loss=aux_loss, " if router else ""
-    tail = ", router_logits=outputs.router_logits" if router else ""
-    return (
-        f"def forward(self, {parameters}, logits_to_keep=0, **kwargs):\n{defaults}"
-        f"    outputs = self.model({passed}{kwargs})\n"
-        "    hidden_states = outputs.last_hidden_state\n"
-        f"    {slicing}\n{between}"
-        "    loss = None\n"
-        "    if labels is not None:\n"
-        f"        loss = self.loss_function({call})\n"
-        f"{_AUXILIARY if router else ''}"
-        f"    return {output}(loss=loss, {extra}logits=logits,"
-        " past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states,"
-        f" attentions=outputs.attentions{tail})\n"
-    )
+class Between(NamedTuple):
+    """What is done to the logits between head and loss."""
+
+    source: str = ""
+    #: Of the model: the factor of the logits, and the cap of their size or None.
+    scale: Callable[[Any], float] = lambda model: 1.0
+    softcap: Callable[[Any], float | None] = lambda model: None
+    #: The lines of the source.
+    apply: Callable[[Any, Any], Any] = lambda model, logits: logits
+
+
+def _capped(model: Any, logits: Any) -> Any:
+    import torch
+
+    if model.config.final_logit_softcapping is not None:
+        logits = logits / model.config.final_logit_softcapping
+        logits = torch.tanh(logits)
+        logits = logits * model.config.final_logit_softcapping
+    return logits
+
+
+_NOTHING = Between()
+_DIVIDED = Between(
+    "    logits = logits / self.config.logits_scaling\n",
+    scale=lambda model: 1.0 / model.config.logits_scaling,
+    apply=lambda model, logits: logits / model.config.logits_scaling,
+)
+_MULTIPLIED = Between(
+    "    logits = logits * self.logit_scale\n",
+    scale=lambda model: model.logit_scale,
+    apply=lambda model, logits: logits * model.logit_scale,
+)
+_SOFTCAP = Between(
+    """\
+    if self.config.final_logit_softcapping is not None:
+        logits = logits / self.config.final_logit_softcapping
+        logits = torch.tanh(logits)
+        logits = logits * self.config.final_logit_softcapping
+""",
+    softcap=lambda model: model.config.final_logit_softcapping,
+    apply=_capped,
+)
+
+
+class Variant(NamedTuple):
+    """One way in which ``XForCausalLM.forward`` is written."""
+
+    slicing: str
+    cache_position: bool
+    flags: bool
+    pass_kwargs: bool
+    between: Between = _NOTHING
+    call: str = _BY_NAME
+    router: bool = False
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the loss is called with names, and the configuration's vocabulary."""
+        return self.call == _BY_NAME
+
+    def kept(self, scope: dict[str, Any], hidden: Any, keep: Any) -> Any:
+        """The hidden states of the positions that are kept; ``scope`` is the function's."""
+        if isinstance(keep, int) and keep == 0:
+            return hidden
+        if self.slicing == _NEW_SLICE:
+            return scope["slice_logits_to_keep"](hidden, keep)
+        return hidden[:, slice(-keep, None) if isinstance(keep, int) else keep, :]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The flags that are read from the configuration where they are not given."""
+        return (_FLAGS if self.flags else ()) + (_ROUTER if self.router else ())
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """What goes on to the model below the head."""
+        late = ("cache_position",) if self.cache_position else ()
+        return (*_BASE, "use_cache", *self.named, *late)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        names = self.passed
+        return (*names[: len(_BASE)], "labels", *names[len(_BASE) :], "logits_to_keep")
+
+    @property
+    def output(self) -> str:
+        """The name of the output's class."""
+        return "MoeCausalLMOutputWithPast" if self.router else "CausalLMOutputWithPast"
+
+    def source(self) -> str:
+        """The function."""
+        parameters = ", ".join(f"{name}=None" for name in self.parameters[:-1])
+        passed = ", ".join(f"{name}={name}" for name in self.passed)
+        defaults = "".join(
+            f"    {name} = {name} if {name} is not None else self.config.{name}\n"
+            for name in _default_order(self.named)
+        )
+        kwargs = ", **kwargs" if self.pass_kwargs else ""
+        extra = "aux_loss=aux_loss, " if self.router else ""
+        tail = ", router_logits=outputs.router_logits" if self.router else ""
+        return (
+            f"def forward(self, {parameters}, logits_to_keep=0, **kwargs):\n{defaults}"
+            f"    outputs = self.model({passed}{kwargs})\n"
+            "    hidden_states = outputs.last_hidden_state\n"
+            f"    {self.slicing}\n{self.between.source}"
+            "    loss = None\n"
+            "    if labels is not None:\n"
+            f"        loss = self.loss_function({self.call})\n"
+            f"{_AUXILIARY if self.router else ''}"
+            f"    return {self.output}(loss=loss, {extra}logits=logits,"
+            " past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states,"
+            f" attentions=outputs.attentions{tail})\n"
+        )
 
 
 def _default_order(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -85,81 +155,20 @@ def _default_order(names: tuple[str, ...]) -> tuple[str, ...]:
     return (names[0], names[2], names[1]) if len(names) == 3 else names
 
 
-def _adapter(site: Site) -> Callable[..., Any]:
-    """Runs the original without labels and with no row of logits, then head and loss at once."""
-    original, linear_cross_entropy = site.original, site.op
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        labels = kwargs.get("labels")
-        if labels is None or not self.training:
-            return original(self, *args, **kwargs)
-        head = self.lm_head
-        why_not = _why_not(self, head, args, kwargs)
-        if site.declines(getattr(head, "weight", None), labels, unless=why_not):
-            return original(self, *args, **kwargs)
-        import torch
-
-        loss_names = ("num_items_in_batch", "ignore_index", "shift_labels")
-        options = {name: kwargs[name] for name in loss_names if name in kwargs}
-        rest = {k: v for k, v in kwargs.items() if k != "labels" and k not in loss_names}
-        states = []
-        handle = self.model.register_forward_hook(
-            lambda module, inputs, output: states.append(output.last_hidden_state)
-        )
-        try:
-            none = torch.empty(0, dtype=torch.long, device=labels.device)
-            outputs = original(self, *args, **rest, logits_to_keep=none)
-        finally:
-            handle.remove()
-        loss = linear_cross_entropy(
-            states[0],
-            head.weight,
-            labels,
-            scale=1.0 / getattr(self.config, "logits_scaling", 1.0),
-            softcap=getattr(self.config, "final_logit_softcapping", None),
-            **options,
-        )
-        auxiliary = getattr(outputs, "aux_loss", None)
-        if auxiliary is not None:
-            loss = loss + self.router_aux_loss_coef * auxiliary.to(loss.device)
-        return type(outputs)(**{**outputs, "loss": loss, "logits": None})
-
-    return forward
-
-
-def _why_not(model: Any, head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    from torch import nn
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    if type(head) is not nn.Linear or head.bias is not None:
-        return f"the head is a {type(head).__name__} or has a bias"
-    if touched(head):
-        return "a hook on the head needs the original"
-    if model.loss_function is not ForCausalLMLoss:
-        return "the model has another loss function"
-    if "logits_to_keep" in kwargs or len(args) > len(_BASE):
-        return "logits_to_keep was asked for, or arguments were passed by position"
-    return_dict = kwargs.get("return_dict")
-    if not (model.config.return_dict if return_dict is None else return_dict):
-        return "a tuple was asked for"
-    return None
-
-
-_VERSIONS: tuple[dict[str, Any], ...] = tuple(
-    {"slicing": slicing, "cache_position": cache_position}
-    for slicing, cache_position in ((_OLD_SLICE, True), (_OLD_SLICE, False), (_NEW_SLICE, False))
-)
+_SLICES = ((_OLD_SLICE, True), (_OLD_SLICE, False), (_NEW_SLICE, False))
 
 
 def _form(name: str, **options: Any) -> None:
-    variants: dict[str, Adapter] = {
-        _source(**version, flags=flags, **{"pass_kwargs": passed, **options}): _adapter
-        for version, flags, passed in product(_VERSIONS, (False, True), (False, True))
-    }
-    register_form(Form(name, "linear_cross_entropy", variants))
+    variants = [
+        Variant(*slicing, flags, passed, **options)
+        for slicing, flags, passed in product(_SLICES, (False, True), (False, True))
+    ]
+    adapters = {variant.source(): partial(adapter, variant) for variant in variants}
+    register_form(Form(name, "linear_cross_entropy", adapters))
 
 
 _form("causal_lm.dense")
-_form("causal_lm.scaled", between=_SCALE)
+_form("causal_lm.scaled", between=_DIVIDED)
+_form("causal_lm.multiplied", between=_MULTIPLIED)
 _form("causal_lm.softcap", between=_SOFTCAP, call=_BY_POSITION)
 _form("causal_lm.moe", router=True, call=_BY_POSITION)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hf_kernel_patch.forms import decoding
+from hf_kernel_patch.forms.attention import modeling_of
 from hf_kernel_patch.forms.form import Form, register_form
-from hf_kernel_patch.forms.rms_norm import norm_arguments, norm_of
+from hf_kernel_patch.forms.rms_norm import Norm, norm_arguments, norms_in
 from hf_kernel_patch.forms.site import Site
 
 _TEXT = """
@@ -55,12 +56,14 @@ class Layer(NamedTuple):
     after_attention: Callable[[Any, Any], Any] | None = None
     after_mlp: Callable[[Any, Any], Any] | None = None
 
-    def add_and_norm(self, layer: Any, site: Site, x: Any, residual: Any) -> tuple[Any, Any]:
+    def add_and_norm(
+        self, layer: Any, site: Site, known: dict[type, Norm], x: Any, residual: Any
+    ) -> tuple[Any, Any]:
         """The next residual and its norm, from attention's output."""
         if self.after_attention is not None:
             x = self.after_attention(layer, x)
         norm = getattr(layer, self.norm)
-        arguments, why_not = norm_arguments(norm)
+        arguments, why_not = norm_arguments(norm, known)
         if site.declines(x, residual, *arguments, unless=why_not):
             residual = residual + x
             return residual, norm(residual)
@@ -79,7 +82,7 @@ def _adapter(spec: Layer) -> Callable[[Site], Callable[..., Any]]:
         import torch
 
         original, names = site.original, tuple(spec.parameters)
-        torch.compiler.assume_constant_result(norm_of)
+        known = norms_in(modeling_of(original))
         decode = decoding.decoder(site, spec)
 
         def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +94,7 @@ def _adapter(spec: Layer) -> Callable[[Site], Callable[..., Any]]:
                 if decoded is not None:
                     return decoded
             x, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
-            residual, x = spec.add_and_norm(self, site, x, hidden_states)
+            residual, x = spec.add_and_norm(self, site, known, x, hidden_states)
             return spec.feed(self, x, residual)
 
         return forward

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.attention import Attention, attend, attention_of, modeling_of, states
@@ -259,18 +259,18 @@ def _capture(
 
     def before(hidden_states: Any, cos: Any, sin: Any) -> tuple[Any, ...]:
         x = layer.input_layernorm(hidden_states)
-        q_k_v = states(attention, known, x, (cos, sin), rotary, fused)
+        q_k_v = states(attention, known, x, (cos, sin), rotary, fused, {})
         if len({part.dtype for part in q_k_v}) > 1:
             raise TypeError("q, k and v differ in dtype")
         sizes[:] = [part.shape[1] for part in q_k_v]
         return (torch.cat(q_k_v, dim=1),)
 
     def after(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, attention.o_proj(out), residual)
+        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
         return (spec.feed(layer, x, residual),)
 
     def without_mlp(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, attention.o_proj(out), residual)
+        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
         return x, residual
 
     with torch.inference_mode(False), torch.no_grad():
@@ -287,7 +287,8 @@ def _capture(
     return _Graphs(first, second, sizes, known, modeling_of(forward), whole)
 
 
-_streams: dict[int, tuple[Any, Any]] = {}
+#: By the stream of replays: where to capture, the graphs' pool of memory, and those alive.
+_streams: dict[int, tuple[Any, Any, WeakSet[Any]]] = {}
 
 
 def _stream() -> int:
@@ -301,9 +302,10 @@ def _record(function: Callable[..., tuple[Any, ...]], examples: Sequence[Any]) -
     import torch
 
     current = torch.cuda.current_stream()
-    if (key := _stream()) not in _streams:
-        _streams[key] = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-    side, pool = _streams[key]
+    side, pool, alive = _streams.get(key := _stream(), (None, None, WeakSet()))
+    if not alive:  # a pool dies with its last graph
+        side, pool = side or torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        _streams[key] = side, pool, alive
     inputs = [torch.empty_like(e, memory_format=torch.contiguous_format) for e in examples]
     torch._foreach_copy_(inputs, list(examples))
     side.wait_stream(current)
@@ -316,6 +318,7 @@ def _record(function: Callable[..., tuple[Any, ...]], examples: Sequence[Any]) -
         finally:
             graph.capture_end()
     current.wait_stream(side)
+    alive.add(graph)
     return _Graph(graph, inputs, outputs)
 
 

@@ -1,7 +1,8 @@
-"""RMSNorm as the model families write it: three orders of casting and multiplying."""
+"""RMSNorm as the model families write it: three orders of casting and multiplying, and gated."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,6 +21,18 @@ def forward(self, hidden_states):
 """
 LLAMA = _BODY.format(scaled="self.weight * hidden_states.to(input_dtype)")
 OLMO2 = _BODY.format(scaled="(self.weight * hidden_states).to(input_dtype)")
+_GATED = """
+def forward(self, hidden_states, {gate}):
+    input_dtype = hidden_states.dtype
+    hidden_states = hidden_states.to(torch.float32)
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+    hidden_states = self.weight * hidden_states.to(input_dtype)
+    hidden_states = hidden_states * {silu}(gate.to(torch.float32))
+    return hidden_states.to(input_dtype)
+"""
+GATED = _GATED.format(gate="gate=None", silu="F.silu")
+GATED_BY_NAME = _GATED.format(gate="gate", silu="ACT2FN[self.activation]")
 GEMMA = """
 def forward(self, x):
     output = self._norm(x.float())
@@ -78,6 +91,56 @@ FORMS = {
 _seen: WeakKeyDictionary[type, tuple[Any, Norm | None]] = WeakKeyDictionary()
 
 
+def _gated(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
+        return serve(self, hidden_states, gate, None if gate is not None else "there is no gate")
+
+    return forward
+
+
+def _gated_by_name(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any) -> Any:
+        name = self.activation
+        why_not = None if name == "silu" else f"the gate's activation is {name}, not silu"
+        return serve(self, hidden_states, gate, why_not)
+
+    return forward
+
+
+def _gate(site: Site) -> Callable[..., Any]:
+    """(norm, hidden states, gate, why the op may not serve them) -> the gated norm."""
+    original, rms_norm = site.original, site.op
+    missing = None
+    if not all(_takes_six(function) for function in (rms_norm, site.kernel.refuse)):
+        missing = f"{site.kernel.kernel_id} takes no gate"
+
+    def serve(self: Any, hidden_states: Any, gate: Any, why_not: str | None) -> Any:
+        arguments = hidden_states, self.weight, self.variance_epsilon, 0.0, True, gate
+        if site.declines(*arguments, unless=missing or why_not):
+            return original(self, hidden_states, gate)
+        return rms_norm(*arguments)
+
+    return serve
+
+
+def _takes_six(function: Callable[..., Any]) -> bool:
+    """Whether a kernel written by somebody else knows the last of the op's arguments, the gate."""
+    try:
+        inspect.signature(function).bind(*range(6))
+    except TypeError:
+        return False
+    except ValueError:  # it does not say what it takes
+        return True
+    return True
+
+
+register_form(Form("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
+
+
 def norm_of(kind: type) -> Norm | None:
     """What a class of norms computes, patched by us or not; None where its code is no known one."""
     forward = getattr(kind, "forward", None)
@@ -89,13 +152,24 @@ def norm_of(kind: type) -> Norm | None:
     return seen[1]
 
 
-def norm_arguments(module: Any) -> tuple[tuple[Any, ...], str | None]:
+def norms_in(modeling: Any) -> dict[type, Norm]:
+    """The classes of a modelling module whose code is a norm of a known form."""
+    kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
+    return {kind: norm for kind in kinds if (norm := norm_of(kind)) is not None}
+
+
+def norm_arguments(
+    module: Any, known: dict[type, Norm]
+) -> tuple[tuple[Any, float, float, bool], str | None]:
     """(weight, eps, offset, cast_first) of a norm that another form spans, or why it cannot be.
 
-    torch.compile has to know ``norm_of`` as constant (``torch.compiler.assume_constant_result``).
+    torch.compile, which cannot read sources, looks the class up among the ``known``.
     """
-    norm = norm_of(type(module))
+    import torch
+
+    kind = type(module)
+    norm = known.get(kind) if torch.compiler.is_compiling() else norm_of(kind)
     if norm is None:
-        return (None, 0.0, 0.0, True), f"{type(module).__name__} is not a norm of a known form"
+        return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known form"
     why_not = "a hook on the norm needs the original" if touched(module) else None
     return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hf_kernel_patch.registry import Kernel
@@ -16,6 +16,7 @@ counting = False
 class Site:
     """What a replacement knows: the op to run, the original to hand calls back to, and a counter.
 
+    ``options`` are the kernel's own, with what was asked for in place of their defaults.
     ``active`` counts the patches that hold the replacement in force. At zero it delegates to the
     original, since somebody may have captured it while it was.
     """
@@ -29,16 +30,25 @@ class Site:
         "name",
         "on_release",
         "op",
+        "options",
         "original",
         "replacement",
     )
 
-    def __init__(self, name: str, kernel: Kernel, original: Any, explicit: bool):
+    def __init__(
+        self,
+        name: str,
+        kernel: Kernel,
+        original: Any,
+        explicit: bool,
+        options: Mapping[str, Any] | None = None,
+    ):
         self.name = name
         self.kernel = kernel
         self.op = kernel.load()
         self.original = original
         self.explicit = explicit
+        self.options = {**kernel.options, **(options or {})}
         self.replacement: Any = None
         self.active = 0
         #: What to do when the last patch lets go of the site.

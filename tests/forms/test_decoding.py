@@ -106,6 +106,11 @@ def replays(report: Any) -> int:
     return sum(row.calls[REPLAYED] for row in rows)
 
 
+def calls(report: Any) -> list[Any]:
+    """What to read where a replay is missing."""
+    return [(row.site, row.calls) for row in report]
+
+
 def generated(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **options}
     model.generation_config.eos_token_id = None
@@ -143,7 +148,7 @@ class TestOnTheGPU:
             assert torch.equal(found.sequences, plain.sequences)
             for one, other in zip(found.hidden_states, plain.hidden_states, strict=True):
                 assert all(map(torch.equal, one, other))
-        assert replays(patched) >= 2 * 3 * 8
+        assert replays(patched) >= 2 * 3 * 8, calls(patched)
 
     def test_weights_changed_in_place_are_seen_and_moved_ones_too(self, patched: Any) -> None:
         model = on_gpu("llama")
@@ -166,7 +171,7 @@ class TestOnTheGPU:
         for options in (static, {"num_beams": 3}):
             plain = without_graphs(lambda o=options: generated(model, ids, **o))  # type: ignore[misc]
             assert torch.equal(generated(model, ids, **options), plain)
-        assert replays(patched)
+        assert replays(patched), calls(patched)
 
     def test_a_hook_sends_the_layer_back(self, patched: Any) -> None:
         model = on_gpu("llama")
@@ -192,7 +197,7 @@ class TestOnTheGPU:
         model = on_gpu("llama")
         with hf_kernel_patch.patched("auto", models="llama") as report:
             generated(model, tokens(1, 9).cuda())
-            assert replays(report)
+            assert replays(report), calls(report)
             graphs = [weakref.ref(g) for g in gc.get_objects() if isinstance(g, decoding._Layer)]
             assert len(graphs) == 2
         gc.collect()

@@ -141,28 +141,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool) ->
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6
 
 
-def test_the_loss_without_logits_keeps_every_other_output_and_option() -> None:
-    model = tiny_model("qwen3_moe").train()
-    ids = tokens()
-    options: dict[str, Any] = {"output_hidden_states": True, "output_router_logits": True}
-    options |= {
-        "labels": ids,
-        "num_items_in_batch": torch.tensor(7),
-        "ignore_index": int(ids[0, 3]),
-    }
-    eager = model(ids, **options)
-    with hf_kernel_patch.patched("linear_cross_entropy", models="qwen3_moe", strict=True) as report:
-        inside = model(ids, **options)
-    assert [row.served for row in report] == [1]
-    assert type(inside) is type(eager)
-    assert inside.logits is None
-    assert set(inside) == set(eager) - {"logits"}
-    torch.testing.assert_close(inside.loss, eager.loss)
-    for name in ("aux_loss", "hidden_states", "router_logits"):
-        torch.testing.assert_close(inside[name], eager[name], rtol=0, atol=0)
-    assert not model.model._forward_hooks
-
-
 # -- the replacement as an object
 
 

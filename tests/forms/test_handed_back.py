@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import hf_kernel_patch
+from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from tests.forms.test_forms import ROPE, rope_inputs
+from tests.probes import watched_kernel
 from tests.tiny import (
     TRANSFORMERS_5,
     largest_error,
@@ -47,10 +50,6 @@ def hook_head(model: Any) -> None:
     model.lm_head.register_forward_hook(lambda *_: None)
 
 
-def bias_on_the_head(model: Any) -> None:
-    model.lm_head.bias = nn.Parameter(torch.randn(model.lm_head.out_features))
-
-
 def adapter_on_the_head(model: Any) -> None:
     class Adapter(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,6 +60,36 @@ def adapter_on_the_head(model: Any) -> None:
 
 def another_loss(model: Any) -> None:
     model.loss_function = lambda logits, labels, *_, **options: logits.float().logsumexp(-1).sum()
+
+
+def replaced_cross_entropy(model: Any) -> None:
+    # As Liger does it; the fixture takes it back.
+    plain = functional.cross_entropy
+    functional.cross_entropy = lambda *arguments, **options: plain(*arguments, **options)
+
+
+def sharded_by_deepspeed(model: Any) -> None:
+    model.lm_head.weight.ds_id = 7
+
+
+class Quantised(torch.Tensor):
+    """As the weight of a quantised head: another kind of tensor in a parameter."""
+
+
+def quantised_head(model: Any) -> None:
+    weight = model.lm_head.weight.detach().as_subclass(Quantised)
+    model.lm_head.weight = nn.Parameter(weight)
+
+
+def weight_that_is_no_parameter(model: Any) -> None:
+    weight = model.lm_head.weight.detach()
+    del model.lm_head._parameters["weight"]
+    model.lm_head.weight = weight
+
+
+@pytest.fixture(autouse=True)
+def plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "cross_entropy", functional.cross_entropy)
 
 
 def transposed_experts(model: Any) -> None:
@@ -113,25 +142,27 @@ HANDED_BACK: list[tuple[str, str, Call, Call, str]] = [
     ("llama", "swiglu", in_float64, loss_and_logits, "a tensor is float64"),
     ("llama", "swiglu", hook_activation, loss_and_logits, "a hook on the activation"),
     ("qwen3_moe", "moe", NOTHING, autocast, "autocast chooses the dtype"),
-    ("llama", "linear_cross_entropy", NOTHING, autocast, "autocast chooses the dtype"),
     *(EXPERTS_5 if TRANSFORMERS_5 else EXPERTS_4),
     ("llama", "linear_cross_entropy", hook_head, loss_and_logits, "a hook on the head"),
-    ("llama", "linear_cross_entropy", bias_on_the_head, loss_and_logits, "has a bias"),
-    ("llama", "linear_cross_entropy", adapter_on_the_head, loss_and_logits, "is a Adapter"),
+    ("llama", "linear_cross_entropy", adapter_on_the_head, loss_and_logits, "Adapter"),
     ("llama", "linear_cross_entropy", another_loss, loss_and_logits, "another loss function"),
-    (
-        "llama",
-        "linear_cross_entropy",
-        NOTHING,
-        lambda model: model(tokens(), labels=tokens(), logits_to_keep=torch.arange(17)),
-        "logits_to_keep was asked for",
-    ),
     (
         "llama",
         "linear_cross_entropy",
         NOTHING,
         lambda model: model(tokens(), labels=tokens(), return_dict=False),
         "a tuple was asked for",
+    ),
+    ("llama", "linear_cross_entropy", nn.Module.eval, loss_and_logits, "the logits are wanted"),
+    ("llama", "linear_cross_entropy", NOTHING, lambda model: model(tokens()), "no labels"),
+    *(
+        ("llama", "linear_cross_entropy", change, loss_and_logits, reason)
+        for change, reason in (
+            (replaced_cross_entropy, "cross_entropy is tests.forms.test_handed_back's"),
+            (sharded_by_deepspeed, "DeepSpeed ZeRO-3"),
+            (quantised_head, "a tensor is a Quantised"),
+            (weight_that_is_no_parameter, "not a parameter"),
+        )
     ),
 ]
 
@@ -153,7 +184,7 @@ def test_handed_back_is_the_original_bit_for_bit_and_says_why(
     pair = (list(inside.values()), list(eager.values())) if hasattr(eager, "values") else ()
     for one, other in zip(*(pair or (inside, eager)), strict=True):
         if isinstance(other, torch.Tensor):
-            assert torch.equal(one, other)
+            assert torch.equal(one.as_subclass(torch.Tensor), other.as_subclass(torch.Tensor))
     found = reasons(report)
     assert len(found) == 1
     assert reason in next(iter(found))
@@ -168,11 +199,56 @@ def test_another_activation_is_not_taken_for_silu() -> None:
     assert "ReLU" in next(iter(reasons(report)))
 
 
-@pytest.mark.parametrize("labels", [True, False])
-def test_evaluation_and_generation_keep_their_logits(labels: bool) -> None:
-    model = tiny_model("llama").train(not labels)
-    with hf_kernel_patch.patched("linear_cross_entropy", models="llama", strict=True):
-        assert model(tokens(), labels=tokens() if labels else None).logits.shape == (2, 17, 128)
+def test_a_gate_of_another_activation_is_not_taken_for_silu() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    if not hasattr(norm, "activation"):
+        pytest.skip("this transformers has silu alone")
+    norm.activation = "relu"
+    x, gate = torch.randn(2, 5, 16)
+    eager = norm(x, gate)
+    with hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True) as report:
+        assert torch.equal(norm(x, gate), eager)
+    assert reasons(report) == {"the gate's activation is relu, not silu": 1}
+
+
+def test_without_a_gate_the_original_says_what_it_says() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    with pytest.raises(Exception) as eager:
+        norm(torch.randn(5, 16))
+    patched = hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True)
+    with patched, pytest.raises(type(eager.value)) as inside:
+        norm(torch.randn(5, 16))
+    message = str(eager.value).partition("Qwen3NextRMSNormGated.")[2]
+    assert message in str(inside.value)
+
+
+def test_a_gate_that_is_broadcast_is_handed_back() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    x, gate = torch.randn(5, 16), torch.randn(1, 16)
+    eager = norm(x, gate)
+    with hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True) as report:
+        assert torch.equal(norm(x, gate), eager)
+    assert reasons(report) == {"the gate has another shape than x": 1}
+
+
+def test_a_kernel_that_knows_no_gate_gets_none() -> None:
+    def five(x: Any, weight: Any, eps: float, offset: float, cast_first: bool) -> torch.Tensor:
+        return rms_norm(x, weight, eps, offset, cast_first)
+
+    def refuse(cls: Any, x: Any, weight: Any, eps: Any, offset: Any, cast_first: Any) -> None:
+        return None
+
+    model = tiny_model("qwen3_next")
+    eager = model(tokens()).logits
+    for members in ({"function": five}, {"refuse": classmethod(refuse)}):
+        chosen = {"include": "own_rmsnorm", "models": "qwen3_next"}
+        with watched_kernel(**members), hf_kernel_patch.patched(**chosen) as report:
+            assert torch.equal(model(tokens()).logits, eager)
+        assert reasons(report) == {"own_rmsnorm takes no gate": 1}
+        assert {row.site.rpartition("RMSNorm")[2]: row.served for row in report} == {
+            ".forward": 7,
+            "Gated.forward": 0,
+        }
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has no choice of experts")

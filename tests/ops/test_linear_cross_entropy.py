@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy, chunks
 from hf_kernel_patch.ops.linear_cross_entropy import torch as torch_backend
 from tests.ops.checks import (
     BF16,
     F16,
     F32,
+    F64,
     SHORT,
     Case,
     backends,
@@ -25,6 +26,7 @@ from tests.ops.checks import (
     device_of,
     draw,
 )
+from tests.tiny import error
 
 VOCABULARY, HIDDEN = 101, 61
 
@@ -40,6 +42,7 @@ def case(
     grads: tuple[bool, bool] = (True, True),
     layout: str = "contiguous",
     poison: float | None = None,
+    bias: bool = False,
     **options: Any,
 ) -> Case:
     """``ignored`` labels: "none", "some" or "all"; ``items`` is num_items_in_batch."""
@@ -60,6 +63,8 @@ def case(
             extra["num_items_in_batch"] = torch.tensor(13) if items == "tensor" else items
         if shifted:
             extra["shift_labels"] = labels
+        if bias:
+            extra["bias"] = draw((VOCABULARY,), dtype, seed=3, grad=grads[1], device=device)
         return (hidden, weight, None if shifted else labels), extra
 
     return Case(f"{name}-{SHORT[dtype]}", "linear_cross_entropy", inputs, original)
@@ -70,19 +75,30 @@ def original(
     weight: Any,
     labels: Any,
     *,
+    bias: Any = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     **options: Any,
 ) -> torch.Tensor:
-    """The lines between head and loss of Granite and Gemma 2, and the loss of transformers."""
+    """The lines between head and loss of Granite and Gemma 2, and the loss of transformers.
+
+    Which knows neither label smoothing nor z-loss: PyTorch's own stand in for them.
+    """
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    logits = F.linear(hidden, weight)
+    logits = F.linear(hidden, weight, bias)
     if scale != 1.0:
         logits = logits / (1.0 / scale)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return ForCausalLMLoss(logits, labels, VOCABULARY, **options)
+    if not (label_smoothing or z_loss):
+        return ForCausalLMLoss(logits, labels, VOCABULARY, **options)
+    targets = F.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
+    logits = logits.float().view(-1, VOCABULARY)
+    mean = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return mean + z_loss * logits[targets != -100].logsumexp(-1).square().mean()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -97,6 +113,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scaled": {"scale": 0.125},
     "softcap": {"softcap": 3.0},
     "scaled and softcap": {"scale": 0.5, "softcap": 5.0, "items": 7},
+    "a bias on the head": {"bias": True},
+    "a bias, scaled and softcap": {"bias": True, "scale": 0.5, "softcap": 5.0},
+    "label smoothing": {"label_smoothing": 0.1},
+    "z-loss": {"z_loss": 1e-2},
+    "label smoothing, z-loss and softcap": {"label_smoothing": 0.2, "z_loss": 0.1, "softcap": 5.0},
     "many tokens": {"shape": (4, 160)},
     "two tokens": {"shape": (1, 2), "ignored": "none"},
     "one token": {"shape": (1, 1)},
@@ -115,7 +136,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CASES = [
     case(name, dtype, **options) for name, options in OPTIONS.items() for dtype in (F32, BF16, F16)
 ]
-PLAIN = [case("plain"), case("softcap", softcap=3.0, scale=0.5)]
+PLAIN = [
+    case("plain"),
+    case("softcap", softcap=3.0, scale=0.5),
+    case("bias, label smoothing and z-loss", bias=True, label_smoothing=0.1, z_loss=0.1),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -132,9 +157,8 @@ def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, cas
 def test_plain_backend_gives_the_same_in_several_chunks(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy
-
-    monkeypatch.setattr(torch_backend, "CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr(torch_backend, "CHUNK_MIB", 5 * VOCABULARY * 4 / 2**20)
+    monkeypatch.setattr(chunks, "STEP", 5)
     check_backend(TorchFusedLinearCrossEntropy, case)
 
 
@@ -144,13 +168,107 @@ def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> N
     check(kernel, case)
 
 
-@pytest.mark.parametrize(("grads", "products"), [((True, True), 3), ((True, False), 2)])
+@pytest.mark.parametrize(
+    ("grads", "recorded", "products"),
+    [((True, True), True, 3), ((True, False), True, 2), ((True, True), False, 1)],
+)
 @pytest.mark.parametrize(("kernel", "plain"), backends([case("plain")]))
-def test_a_frozen_head_and_ignored_rows_cost_no_product(
-    kernel: Any, plain: Case, grads: tuple[bool, bool], products: int
+def test_frozen_heads_ignored_rows_and_unrecorded_calls_cost_no_product(
+    kernel: Any, plain: Case, grads: tuple[bool, bool], recorded: bool, products: int
 ) -> None:
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton
+
     (hidden, weight, labels), _ = case("plain", grads=grads).inputs(device_of(kernel))
     counted = int((labels[:, 1:] != -100).sum())
-    with FlopCounterMode(display=False) as counter:
-        kernel.load()(hidden, weight, labels).backward()
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(recorded):
+        loss = kernel.load()(hidden, weight, labels)
+        if recorded:
+            loss.backward()
     assert counter.get_total_flops() == products * 2 * counted * HIDDEN * VOCABULARY
+
+
+METRICS = [
+    case("metrics", metrics=True),
+    case("metrics, softcap", metrics=True, softcap=3.0, scale=0.5),
+    case("metrics, nothing ignored", metrics=True, ignored="none", bias=True),
+    case("metrics, everything ignored", metrics=True, ignored="all"),
+    case("metrics, z-loss", BF16, metrics=True, z_loss=0.1),
+]
+
+
+@pytest.mark.parametrize(("kernel", "metrics"), backends(METRICS))
+def test_accuracy_and_entropy_are_those_of_the_logits(kernel: Any, metrics: Case) -> None:
+    (hidden, weight, labels), options = metrics.inputs(device_of(kernel))
+    labels[:, 1::3] = F.linear(hidden, weight, options.get("bias")).argmax(-1)[:, :-1:3]
+    loss, found = kernel.load()(hidden, weight, labels, **options)
+    expected, truth = metrics.reference(
+        hidden.double(),
+        weight.double(),
+        labels,
+        **{k: v.double() if torch.is_tensor(v) else v for k, v in options.items()},
+        dtype=F64,
+    )
+    assert not any(one.requires_grad for one in found)
+    torch.testing.assert_close(found.token_accuracy.double(), truth.token_accuracy, equal_nan=True)
+    tolerance = {"rtol": 1e-2 if hidden.dtype is BF16 else 1e-5, "atol": 0}
+    torch.testing.assert_close(
+        found.mean_entropy.double(), truth.mean_entropy, equal_nan=True, **tolerance
+    )
+    torch.testing.assert_close(loss.double(), expected, equal_nan=True, **tolerance)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(*p.values[:1]) for p in backends([case("plain")])])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_graph_that_is_kept_gives_its_gradients_again(kernel: Any, exact: bool) -> None:
+    (hidden, weight, labels), _ = case("plain").inputs(device_of(kernel))
+    loss = kernel.load()(hidden, weight, labels, exact=exact)
+    first = torch.autograd.grad(loss, (hidden, weight), torch.tensor(4.0), retain_graph=True)
+    kept = [grad.clone() for grad in first]
+    again = torch.autograd.grad(loss, (hidden, weight), torch.tensor(4.0))
+    for one, other, copy in zip(first, again, kept, strict=True):
+        assert torch.equal(one, copy)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(*p.values[:1]) for p in backends([case("plain")])])
+def test_float16_gradients_neither_vanish_nor_overflow(kernel: Any) -> None:
+    """As under a GradScaler: with a divisor and a factor that float16 cannot hold."""
+    (hidden, weight, labels), _ = case("plain", F16).inputs(device_of(kernel))
+    scale = torch.tensor(2.0**16, device=hidden.device)
+    loss = kernel.load()(hidden, weight, labels, num_items_in_batch=2**21) * scale
+    wide = original(hidden.double(), weight.double(), labels, num_items_in_batch=2**21) * 2.0**16
+    for one, truth in zip(
+        torch.autograd.grad(loss, (hidden, weight)),
+        torch.autograd.grad(wide, (hidden, weight)),
+        strict=True,
+    ):
+        assert error(one, truth) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "itemsize", "memory", "expected"),
+    [
+        (8192, 128256, 2, None, 2048),  # a quarter
+        (16384, 151936, 2, None, 4096),
+        (1024, 128256, 2, None, 1024),  # one chunk
+        (4096, 128256, 2, None, 2048),  # what fills the matrix units
+        (65536, 128256, 2, None, 5120),  # what the memory allows
+        (8192, 128256, 4, None, 2048),
+        (8192, 128256, 2, 256, 1024),
+        (8192, 10**6, 2, 1, 128),  # never fewer
+    ],
+)
+def test_chunks_fill_the_matrix_units_within_the_memory(
+    rows: int, vocabulary: int, itemsize: int, memory: float | None, expected: int
+) -> None:
+    found = chunks.chunk_rows(rows, vocabulary, itemsize, memory)
+    assert found == expected
+    assert found * vocabulary * itemsize <= 2**20 * (memory or chunks.CHUNK_MIB) or found == 128
+
+
+@pytest.mark.parametrize("rows", [1, 700, 8192, 100_000])
+@pytest.mark.parametrize("vocabulary", [97, 128256, 262144])
+def test_slices_cover_the_vocabulary_within_the_memory(rows: int, vocabulary: int) -> None:
+    width = chunks.slice_width(rows, vocabulary, 2, chunks.SLICE_MIB)
+    assert 0 < width <= vocabulary
+    assert rows * width * 2 <= chunks.SLICE_MIB * 2**20 or width == chunks.SLICE_STEP

@@ -7,7 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
+
+
+def _why_not(hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any) -> str | None:
+    """Why the head would not take these hidden states either, or takes them in its own way."""
+    if hidden.device != weight.device:
+        return "hidden states and head are on different devices"
+    if hidden.shape[-1:] != weight.shape[1:] or weight.dim() != 2:
+        return "the head's weight is not (vocabulary, hidden)"
+    import torch
+
+    if not torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != weight.dtype:
+        return "hidden states and head have different dtypes"
+    if bias is not None and bias.dtype != weight.dtype:
+        return "the head's bias has another dtype than its weight"
+    return None
+
+
+#: Exactly rounded gradients of the weight; MiB of logits in hand, None for the kernel's own choice;
+#: token accuracy and mean entropy as attributes of the output; logits at once; z-loss.
+OPTIONS: dict[str, Any] = {
+    "exact": False,
+    "memory_mib": None,
+    "metrics": False,
+    "return_logits": False,
+    "z_loss": 0.0,
+}
 
 
 @register_kernel
@@ -15,13 +42,20 @@ class TorchFusedLinearCrossEntropy(BaseKernel):
     kernel_id = "torch_fused_linear_cross_entropy"
     op = "linear_cross_entropy"
     function = "hf_kernel_patch.ops.linear_cross_entropy.torch:linear_cross_entropy"
+    options = OPTIONS
 
     @classmethod
-    def refuse(cls, weight: Any, labels: Any) -> str | None:
-        import torch
+    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
+        return _why_not(*arguments, **options)
 
-        if weight.device != labels.device:
-            return "labels and head are on different devices"
-        if torch.is_autocast_enabled(weight.device.type):
-            return "autocast chooses the dtype of the logits"
-        return None
+
+@register_kernel
+class CudaFusedLinearCrossEntropy(TritonKernel):
+    kernel_id = "cuda_fused_linear_cross_entropy"
+    op = "linear_cross_entropy"
+    function = "hf_kernel_patch.ops.linear_cross_entropy.triton:linear_cross_entropy"
+    options = OPTIONS
+
+    @classmethod
+    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
+        return _why_not(*arguments, **options)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
+
+
+class Metrics(NamedTuple):
+    """What the logits of one batch say, over the labels that count; scalars without gradients."""
+
+    #: The share of the labels that are the likeliest token, of equals the first.
+    token_accuracy: torch.Tensor
+    #: Of the distributions over the vocabulary, in nats.
+    mean_entropy: torch.Tensor
 
 
 def linear_cross_entropy(
@@ -11,38 +22,63 @@ def linear_cross_entropy(
     weight: torch.Tensor,
     labels: torch.Tensor | None,
     *,
+    bias: torch.Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
     ignore_index: int = -100,
     shift_labels: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    metrics: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+) -> torch.Tensor | tuple[torch.Tensor, Metrics]:
     """Cross-entropy of the next token, from the last hidden states and the head's weight.
 
     Args:
         hidden: (B, S, H).
         weight: (V, H) of the head.
         labels: (B, S) token ids; position t is scored against label t + 1.
+        bias: (V,) of the head.
         scale: the logits are multiplied by it (Granite divides them by ``logits_scaling``).
         softcap: c tanh(logits / c), as in Gemma 2.
         num_items_in_batch: divide the sum of the losses by this, as the Trainer does under
             gradient accumulation, instead of by the number of labels that count.
         ignore_index: labels of this value do not count.
         shift_labels: (B, S) labels that are shifted already; ``labels`` are not read then.
+        label_smoothing: the share of the target that all tokens have in common.
+        z_loss: times the square of the log of the softmax's denominator, added to each token's
+            loss (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+        metrics: return ``Metrics`` as well.
         dtype: of the arithmetic from the logits on.
 
     Returns:
         The loss, a scalar in ``dtype``.
     """
-    targets = shifted(labels, shift_labels, ignore_index)
-    logits = F.linear(hidden.to(dtype), weight.to(dtype)) * scale
+    targets = shifted(labels, shift_labels, ignore_index).to(hidden.device)
+    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    logits = logits.flatten(0, -2) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     total = F.cross_entropy(
-        logits.flatten(0, -2), targets, ignore_index=ignore_index, reduction="sum"
+        logits,
+        targets,
+        ignore_index=ignore_index,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
-    return total / items(targets, num_items_in_batch, ignore_index)
+    counted = targets != ignore_index
+    if z_loss:
+        total = total + z_loss * logits.logsumexp(-1)[counted].square().sum()
+    loss = total / items(targets, num_items_in_batch, ignore_index)
+    if not metrics:
+        return loss
+    with torch.no_grad():
+        found = logits[counted]
+        log = found.log_softmax(-1)
+        entropy = -torch.where(log.isneginf(), 0.0, log.exp() * log).sum(-1)
+        right = (found.argmax(-1) == targets[counted]).to(dtype)
+        return loss, Metrics(right.mean(), entropy.mean())
 
 
 def shifted(

@@ -88,9 +88,11 @@ class NpuFusedMoE(BaseKernel):
     ) -> str | None:
         if activation != "silu":
             return f"npu_swiglu computes silu, not {activation}"
-        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
-            return why
+        import torch
+
         experts = [*gate_up[0], down[0]] if isinstance(down, list) else [gate_up, down]
+        if not torch.is_autocast_enabled("npu") and hidden.dtype != experts[-1].dtype:
+            return "the hidden states and the experts differ in dtype"
         if not hidden.numel():
             return "there is no token"
         if any(one.device != hidden.device or not one.is_contiguous() for one in experts):

@@ -1,0 +1,11 @@
+"""Cohere's Command R: layer norms and an interleaved rotary, of which no form is here."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "cohere",
+    {
+        "CohereMLP.forward": "swiglu.gate_up_down",
+        "CohereForCausalLM.forward": "causal_lm.multiplied",
+    },
+)

@@ -1,0 +1,1 @@
+"""Kernels over rows of logits, one row after the other."""

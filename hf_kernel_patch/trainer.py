@@ -1,0 +1,49 @@
+"""A callback for the Trainer of transformers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from hf_kernel_patch import instances, settings
+from hf_kernel_patch.api import apply_default_kernels, unpatch
+from hf_kernel_patch.settings import UNSET
+
+
+@cache
+def callback_class() -> type:
+    """``KernelPatchCallback``, which needs transformers to be made."""
+    from transformers import TrainerCallback
+
+    class KernelPatchCallback(TrainerCallback):
+        """Patches the Trainer's model, and no other, until its training has ended.
+
+        Takes what ``apply_default_kernels`` takes. Given to the Trainer when it is made, it
+        patches then, before accelerate wraps the model's forward.
+        """
+
+        def __init__(
+            self, include: Any = UNSET, *, options: Any = UNSET, config: Any = None
+        ) -> None:
+            settings.resolve(config, include=include, options=options)  # a mistake is told now
+            self._arguments = {"include_kernels": include, "options": options, "config": config}
+
+        def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
+            if model is not None:
+                self._apply(model)
+
+        def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
+            self._apply(model)
+
+        def on_train_end(self, *_: Any, model: Any = None, **__: Any) -> None:
+            unpatch(model)
+
+        def _apply(self, model: Any) -> None:
+            mine = {id(module) for module in model.modules()}
+            held = (ref() for one in instances.applications for ref, _ in one.entries)
+            if not any(id(module) in mine for module in held):
+                apply_default_kernels(model, **self._arguments)
+
+    KernelPatchCallback.__module__ = "hf_kernel_patch"
+    KernelPatchCallback.__qualname__ = "KernelPatchCallback"
+    return KernelPatchCallback

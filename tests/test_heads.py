@@ -1,0 +1,132 @@
+"""Whatever owns the head: adapters, wrappers and hooks; each served or handed back, and said."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import hf_kernel_patch
+from hf_kernel_patch import registry
+from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
+from tests.forms.test_causal_lm import agree, labels, run
+from tests.probes import handed_back, served
+from tests.tiny import tiny_model, tokens
+
+LOSS = "linear_cross_entropy"
+
+
+def lora(model: Any, **options: Any) -> Any:
+    torch.manual_seed(5)
+    wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:  # zeros, which would hide the adapter
+                parameter.normal_(0, 0.1)
+    return wrapped
+
+
+def hooked(model: Any) -> Any:
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    return model
+
+
+def offloaded(model: Any) -> Any:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    add_hook_to_module(model.lm_head, ModelHook())
+    return model
+
+
+def normed(model: Any) -> Any:
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    return model
+
+
+OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "LoRA of the attention": (lambda model: lora(model, target_modules=["q_proj"]), ""),
+    "LoRA of the head": (
+        lambda model: lora(model, target_modules=["lm_head"]),
+        "is a peft.tuners.lora.layer.Linear",
+    ),
+    "a head to save": (
+        lambda model: lora(model, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "ModulesToSaveWrapper",
+    ),
+    "a hook": (hooked, "a hook on the head"),
+    "accelerate's hook": (offloaded, "a hook on the head"),
+    "a parametrised weight": (normed, "ParametrizedLinear"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("owner", OWNERS)
+def test_every_owner_of_the_head_is_heard(owner: str) -> None:
+    own, reason = OWNERS[owner]
+    model = own(tiny_model("llama", tie_word_embeddings=False)).train()
+    options = {"labels": labels(), "use_cache": False}
+    eager = run(model, **options)
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(LOSS, models="llama", strict=True) as report:
+        inside = run(model, **options)
+    agree(inside, eager)
+    assert served(report) == (not reason)
+    assert all(reason in found for found in handed_back(report))
+    assert bool(handed_back(report)) == bool(reason)
+
+
+@pytest.fixture
+def here() -> Iterator[str]:
+    """The kernel in Triton on this device, under an id of its own."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a CUDA device, or Triton's interpreter")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    members = {"kernel_id": "loss_here", "device": device}
+    members["check_deps"] = classmethod(lambda cls: None)
+    registry.register_kernel(type("Here", (CudaFusedLinearCrossEntropy,), members))
+    yield "loss_here"
+    del registry.kernels()["loss_here"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "qwen3_moe"])
+def test_a_whole_step_compiles_into_one_graph_and_its_logits_are_lazy(name: str, here: str) -> None:
+    device = registry.kernels()[here].device
+    model = tiny_model(name, num_hidden_layers=1).train().to(device)
+    ids = tokens().to(device)
+    options = {"labels": labels().to(device), "use_cache": False}
+    eager = run(model, ids, **options)
+    torch._dynamo.reset()
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(here, models=name, strict=True) as report:
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        model.zero_grad()
+        output = compiled(ids, **options)
+        assert not isinstance(vars(output)["logits"], torch.Tensor)
+        output.loss.backward()
+    torch.testing.assert_close(output.loss, eager["loss"])
+    assert torch.equal(output.logits, eager["logits"])
+    for parameter, gradient in zip(
+        [p for p in model.parameters() if p.grad is not None],
+        [value for key, value in eager.items() if "gradient" in key],
+        strict=True,
+    ):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert handed_back(report) == Counter()
+
+
+def test_torch_compile_sees_the_original_of_the_plain_kernel() -> None:
+    model = tiny_model("llama", num_hidden_layers=1).train()
+    eager = model(tokens(), labels=labels(), use_cache=False)
+    torch._dynamo.reset()
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(LOSS, models="llama", strict=True, backend="torch") as report:
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        inside = compiled(tokens(), labels=labels(), use_cache=False)
+    assert torch.equal(inside.loss, eager.loss)
+    assert torch.equal(inside.logits, eager.logits)
+    assert set(handed_back(report)) == {"torch.compile fuses the original itself"}

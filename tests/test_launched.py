@@ -1,0 +1,72 @@
+"""Two processes of a distributed job on the CPU, by gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_kernel_patch
+
+ROOT = Path(hf_kernel_patch.__file__).parent.parent
+#: The same, whatever the machine's settings. Without "multi_gpu" accelerate wants MPI to start two
+#: processes; what they run on is up to the program.
+LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+
+
+def launched(command: list[str], result: Path) -> Any:
+    """What two processes of a program write, where its command ends with the file's name."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_KERNEL_PATCH")}
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(result)],
+        env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(result.read_text())
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def test_accelerate_launch_under_the_command_and_with_the_callback(tmp_path: Path) -> None:
+    inner = ["accelerate.commands.launch", *LAUNCH, "--main_process_port", free_port()]
+    patched = ["hf_kernel_patch", "run", "--include", "rms_norm,linear_cross_entropy"]
+    command = [*patched, "-m", *inner, "-m", "tests.launched.training"]
+    found = launched(command, tmp_path / "losses.json")
+    assert found["world"] == 2
+    assert found["served"] == [4]  # two steps of two
+    assert found["outside"] == pytest.approx(found["eager"], rel=1e-5)
+    assert found["callback"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def test_sharded_heads_are_gathered_or_handed_back(tmp_path: Path) -> None:
+    run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    found = launched([*run, "-m", "tests.launched.sharded"], tmp_path / "sharded.json")
+    served = {name: one["calls"] == [{"served": 1}] for name, one in found.items()}
+    assert served == {
+        "root alone": True,
+        "root alone, tied": True,
+        "head by itself": False,
+        "layers and root": True,
+        "mixed precision": True,
+        "column parallel": False,
+    }
+    for name, one in found.items():
+        assert one["names"], name
+        assert one["loss"] < 1e-6, name
+        assert one["gradients"] < 3e-6, name
+        assert one["logits"] == 0, name

@@ -1,0 +1,152 @@
+"""The real Trainer, patched and not: the same losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+import hf_kernel_patch
+from hf_kernel_patch import KernelPatchCallback
+from tests.tiny import error, tiny_model, tokens
+
+LOSS = "linear_cross_entropy"
+LAYERS = "rms_norm,rope,swiglu"
+
+
+class Rows(Dataset):  # type: ignore[type-arg]
+    """Sixteen rows, of which the first tokens are a prompt that does not count."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        ids = tokens(1, 12, seed=place)[0]
+        labels = ids.clone()
+        labels[: place % 7] = -100
+        return {"input_ids": ids, "labels": labels}
+
+
+def train(
+    folder: Path,
+    include: str | None,
+    callbacks: list[Any] | None = None,
+    resume: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Log and weights of some steps of training, with evaluations and saved states."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=4,
+        max_steps=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        report_to=[],
+        use_cpu=True,
+        optim="sgd",  # as Adam makes a step of any gradient, however small
+        seed=3,
+        disable_tqdm=True,
+        **options,
+    )
+    shapes = []
+
+    def compute_metrics(found: Any) -> dict[str, float]:
+        shapes.append(found.predictions.shape)
+        return {"right": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+
+    with hf_kernel_patch.patched(include, models="llama"):
+        trainer = Trainer(
+            tiny_model("llama", dtype),
+            arguments,
+            train_dataset=Rows(),
+            eval_dataset=Rows(),
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+    assert set(shapes) == {(16, 12, 128)}
+    timed = ("runtime", "per_second", "flos")
+    log = [
+        {k: v for k, v in row.items() if not any(word in k for word in timed)}
+        for row in trainer.state.log_history
+    ]
+    return log, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def agree(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    assert [set(row) for row in ours[0]] == [set(row) for row in theirs[0]]
+    for one, other in zip(ours[0], theirs[0], strict=True):
+        for name in other:
+            assert one[name] == pytest.approx(other[name], rel=100 * tolerance, abs=tolerance), name
+    for name, weight in theirs[1].items():
+        assert error(ours[1][name], weight) < 30 * tolerance, name
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_accumulation_evaluation_saving_and_resuming_give_the_same(
+    steps: int, tmp_path: Path
+) -> None:
+    options = {"gradient_accumulation_steps": steps}
+    runs = {}
+    for name, include in {"eager": None, "ours": f"{LOSS},{LAYERS}"}.items():
+        whole = train(tmp_path / name, include, **options)
+        saved = str(tmp_path / name / "checkpoint-2")
+        runs[name] = whole, train(tmp_path / name, include, resume=saved, **options)
+    for ours, eager in zip(runs["ours"], runs["eager"], strict=True):
+        agree(ours, eager)
+    assert {"loss", "eval_loss", "eval_right"} <= {name for row in ours[0] for name in row}
+
+
+def test_mixed_precision_gives_the_same(tmp_path: Path) -> None:
+    eager = train(tmp_path / "eager", None, bf16=True)
+    ours = train(tmp_path / "ours", LOSS, bf16=True)
+    agree(ours, eager, 1e-3)
+
+
+def test_label_smoothing_and_a_loss_of_one_s_own_see_logits(tmp_path: Path) -> None:
+    eager = train(tmp_path / "eager", None, label_smoothing_factor=0.1)
+    agree(train(tmp_path / "ours", LOSS, label_smoothing_factor=0.1), eager)
+
+
+class Watch(hf_kernel_patch.KernelPatchCallback):
+    """Remembers what was patched when training began."""
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.rows = hf_kernel_patch.status().rows
+
+
+def test_the_callback_patches_the_trainer_s_model_until_the_end(tmp_path: Path) -> None:
+    eager = train(tmp_path / "eager", None)
+    hf_kernel_patch.count_calls()
+    watch = Watch(f"{LOSS},{LAYERS}")
+    ours = train(tmp_path / "ours", None, [watch])
+    agree(ours, eager)
+    assert {row.op for row in watch.rows} == {LOSS, *LAYERS.split(",")}
+    assert all(row.scope == "model" for row in watch.rows)
+    assert {row.op: row.served for row in watch.rows}[LOSS] == 4
+    assert not hf_kernel_patch.status().rows
+
+
+def test_the_callback_serves_under_mixed_precision(tmp_path: Path) -> None:
+    hf_kernel_patch.count_calls()
+    watch = Watch(LOSS)
+    ours = train(tmp_path / "ours", None, [watch], bf16=True)
+    assert [row.served for row in watch.rows] == [4]
+    agree(ours, train(tmp_path / "eager", None, bf16=True), 1e-3)
+
+
+def test_the_callback_tells_a_mistake_at_once() -> None:
+    assert hf_kernel_patch.KernelPatchCallback is KernelPatchCallback
+    with pytest.raises(TypeError, match="include"):
+        KernelPatchCallback(include=3)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hf_kernel_patch.nothing  # noqa: B018
