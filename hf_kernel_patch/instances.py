@@ -76,13 +76,11 @@ class Application:
                     ):
                         continue
                     make = self._method(target, forward, owner)
-                    method = name
                 elif refers_to(module, name, value):
-                    make = self._rebound(target, found, type(module).forward)
-                    method = "forward"
+                    make, name = self._rebound(target, found, type(module).forward), "forward"
                 else:
                     continue
-                self._take(architecture, target, module, method, make)
+                self._take((architecture, target), module, name, make)
 
     def release(self, modules: Iterable[Any] | None = None) -> list[str]:
         """Give modules (all of them by default) back; labels of those a foreign patch holds."""
@@ -163,14 +161,10 @@ class Application:
         return make
 
     def _take(
-        self,
-        architecture: str,
-        target: Target,
-        module: Any,
-        method: str,
-        make: Callable[[], Any],
+        self, place: tuple[str, Target], module: Any, method: str, make: Callable[[], Any]
     ) -> None:
         """Put a replacement in force on one module and count it in the target's row."""
+        architecture, target = place
         kernel = self.kernels[forms()[target.form].op]
         row = self.rows.setdefault(
             target,

@@ -62,6 +62,7 @@ _LATENT = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
+    "rope_interleave": False,
     "head_dim": 8,
 }
 _VISION = {

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from hf_kernel_patch.forms.activation import activation_of, touched
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
 from hf_kernel_patch.forms.site import Site
 
-_TOLD = (
-    "We will be switching to 'batched_mm' for the decoding stage as it is much more performant "
-    "than 'grouped_mm' on smaller inputs. If you experience any issues with this, please open an "
-    "issue on the Hugging Face Transformers GitHub repository."
-)
 # Since 5.18 the one-hot has a row more, for the index that expert parallelism gives to tokens of
 # other ranks; before, only the grouped products of transformers knew that index.
 _STACKED = """
@@ -44,38 +38,6 @@ def forward(self, hidden_states, top_k_index, top_k_weights):
             0, token_idx, current_hidden_states.to(final_hidden_states.dtype)
         )
     return final_hidden_states
-"""
-
-# For decoding on an accelerator, generate takes batched_mm instead of the default.
-_TO_BATCHED = f"""
-def _optimize_model_for_decode(self):
-    original_experts_implementation = self.config._experts_implementation
-    if original_experts_implementation == "grouped_mm" and self.device.type != "cpu":
-        logger.info_once({_TOLD!r})
-        self.set_experts_implementation("batched_mm")
-    try:
-        yield
-    finally:
-        if original_experts_implementation == "grouped_mm" and self.device.type != "cpu":
-            self.set_experts_implementation(original_experts_implementation)
-"""
-_TO_BATCHED_ALL = f"""
-def _optimize_model_for_decode(self):
-    original_experts_implementation = self.get_experts_implementation()
-    switch = self.device.type != "cpu" and "grouped_mm" in original_experts_implementation.values()
-    if switch:
-        logger.info_once({_TOLD!r})
-        self.set_experts_implementation(
-            {{
-                k: "batched_mm" if v == "grouped_mm" else v
-                for k, v in original_experts_implementation.items()
-            }}
-        )
-    try:
-        yield
-    finally:
-        if switch:
-            self.set_experts_implementation(original_experts_implementation)
 """
 
 _ROUTED = """
@@ -199,21 +161,6 @@ _PLAIN_LAYOUT = {
 }
 
 
-def _decoding(site: Site) -> Callable[..., Any]:
-    """No switch, which would pass for a choice of the user's: the default stays in force."""
-    original = site.original
-
-    @contextmanager
-    def _optimize_model_for_decode(self: Any) -> Iterator[None]:
-        if site.active:
-            yield
-            return
-        with original(self):
-            yield
-
-    return _optimize_model_for_decode
-
-
 def _routed(site: Site) -> Callable[..., Any]:
     """A block of transformers 4: router, list of experts and, in Qwen2-MoE, a shared expert."""
     original, moe = site.original, site.op
@@ -302,7 +249,6 @@ register_form(
         },
     )
 )
-register_form(Form("moe.decoding", "moe", {_TO_BATCHED: _decoding, _TO_BATCHED_ALL: _decoding}))
 register_form(Form("moe.list_chosen", "moe", {_CHOSEN: _chosen}))
 _block("moe.list")
 _block("moe.list_shared", shared=_SHARED)

@@ -52,7 +52,7 @@ def test_a_layer_is_bit_for_bit_the_original_s(name: str, kernel: str, dtype: to
     assert torch.equal(found.logits, eager.logits)
     assert all(map(torch.equal, found.hidden_states, eager.hidden_states))
     (row,) = report
-    assert row.served == model.config.num_hidden_layers and not row.handed_back
+    assert row.served == model.config.get_text_config().num_hidden_layers and not row.handed_back
 
 
 @pytest.mark.parametrize("name", having("add_rms_norm"))

@@ -39,6 +39,20 @@ class CudaFusedMoE(TritonKernel):
     function = "hf_kernel_patch.ops.moe.triton:moe"
 
     @classmethod
+    def check_deps(cls) -> str | None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from packaging.version import Version
+
+        try:
+            found = version("triton")
+        except PackageNotFoundError:  # some builds of it have another name
+            found = "3.4"
+        if Version(found) < Version("3.4"):
+            return f"needs triton 3.4 or later, not {found}"
+        return super().check_deps()
+
+    @classmethod
     def refuse(
         cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
     ) -> str | None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import Launch, launcher, processors
+from hf_kernel_patch.ops.launch import processors
+from hf_kernel_patch.ops.moe import triton_gradients as gradients
 from hf_kernel_patch.ops.moe import triton_products as products
 from hf_kernel_patch.ops.moe import triton_rowwise as rowwise
+from hf_kernel_patch.ops.moe.stacks import (
+    Stack,
+    dtypes_of,
+    launch_over,
+    launcher_for,
+    precision_of,
+    stacks,
+)
 from hf_kernel_patch.ops.moe.tiles import Tile, Tiles, choose
 from hf_kernel_patch.ops.moe.triton_routing import Plan, plan
 
@@ -22,54 +30,6 @@ PAIR_INNER, PAIR_DOWN = (8, 1024, 4), (2, 128, 4)
 COMBINE = (1024, 4)
 #: Rows and columns of the activation on its own.
 ACTIVATION = (16, 128, 4)
-
-
-class Stack(NamedTuple):
-    """The weights of a product: every expert's parts (N, K), stacked or a tensor each."""
-
-    weight: torch.Tensor  #: (E, parts * N, K), or the first part of the first expert
-    table: torch.Tensor  #: where each part lies, (E, parts) int64; the weight where stacked
-    unit: int  #: the table counts so many elements from the weight; 0 where stacked
-    experts: int
-    parts: int
-    n: int
-    k: int
-
-
-def stacks(experts: Sequence[torch.Tensor]) -> tuple[Stack, Stack]:
-    """gate_up and down of (gate_up, down), or of (gates..., ups..., downs...)."""
-    if len(experts) == 2:
-        gate_up, down = experts
-        count, hidden, width = down.shape
-        return (
-            Stack(gate_up, gate_up, 0, count, 2, width, hidden),
-            Stack(down, down, 0, count, 1, hidden, width),
-        )
-    count = len(experts) // 3
-    gates, ups, downs = (experts[i * count : (i + 1) * count] for i in range(3))
-    hidden, width = downs[0].shape
-    pairs = [part for pair in zip(gates, ups) for part in pair]
-    return (
-        Stack(gates[0], *_table(pairs), count, 2, width, hidden),
-        Stack(downs[0], *_table(downs), count, 1, hidden, width),
-    )
-
-
-def _table(parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, int]:
-    first = parts[0]
-    places = tuple(part.data_ptr() for part in parts)
-    return _placed(places, first.element_size(), first.device)
-
-
-@lru_cache(maxsize=1024)
-def _placed(
-    places: tuple[int, ...], itemsize: int, device: torch.device
-) -> tuple[torch.Tensor, int]:
-    """Where tensors lie from the first of them, and the elements in which that is counted."""
-    elements = [(place - places[0]) // itemsize for place in places]
-    unit = 8 if all(place % 8 == 0 for place in elements) else 1
-    table = torch.tensor([place // unit for place in elements], dtype=torch.int64)
-    return table.to(device), unit
 
 
 class Sizes(NamedTuple):
@@ -111,7 +71,7 @@ def forward(
     tiles = choose(hidden.device, hidden.dtype, sizes.pairs, sizes.experts)
     order = plan(index, sizes.experts, tiles.gate_up.m)
     kept = hidden.new_empty(sizes.pairs, 2 * sizes.width) if keep else None
-    _launch(
+    launch_over(
         products.gate_up_kernel,
         order,
         sizes.width,
@@ -141,12 +101,12 @@ def _few(
     common = (width, size, sizes.experts, sizes.top)
     n, k, warps = PAIR_INNER
     static: tuple[Any, ...] = (*common, silu, n, min(k, _power(size)))
-    launch = _launcher(rowwise.pair_inner_kernel, _dtypes(hidden, index), static, warps)
+    launch = launcher_for(rowwise.pair_inner_kernel, dtypes_of(hidden, index), static, warps)
     blocks = sizes.pairs * -(-width // n)
     launch(blocks, (hidden, index, gate_up.weight, inner), (sizes.pairs,))
     n, k, warps = PAIR_DOWN
     static = (*common, _power(sizes.top), n, min(k, _power(width)))
-    launch = _launcher(rowwise.pair_down_kernel, _dtypes(inner, index, weights), static, warps)
+    launch = launcher_for(rowwise.pair_down_kernel, dtypes_of(inner, index, weights), static, warps)
     blocks = sizes.tokens * -(-size // n)
     launch(blocks, (inner, index, weights, down.weight, out), (sizes.tokens,))
 
@@ -232,8 +192,8 @@ def _inner_backward(
         dots = torch.zeros(sizes.pairs, columns, dtype=torch.float32, device=kept.device)
     places = [kept if one is None else one for one in (grad_kept, scaled, dots)]
     if with_kept or with_dots:
-        _launch(
-            products.inner_backward_kernel,
+        launch_over(
+            gradients.inner_backward_kernel,
             order,
             sizes.width,
             tile,
@@ -244,7 +204,7 @@ def _inner_backward(
     elif with_scaled:
         m, n, warps = ACTIVATION
         static = (sizes.width, sizes.experts, silu, m, n)
-        launch = _launcher(rowwise.scaled_kernel, _dtypes(kept, weights), static, warps)
+        launch = launcher_for(rowwise.scaled_kernel, dtypes_of(kept, weights), static, warps)
         blocks = -(-sizes.pairs // m) * -(-sizes.width // n)
         launch(blocks, (kept, weights, places[1], order.pairs, order.ends), ())
     grad_weights = None
@@ -260,7 +220,7 @@ def _rows_times(
     parts = 2 if stack.parts == 2 and stack.unit else 1
     n, k = (stack.n, stack.k) if turn else (stack.k, stack.n * stack.parts // parts)
     loops = processors(x.device) if tile.loops else 0
-    _launch(products.rows_kernel, order, n, tile, (x, stack, out), (n, k, parts, turn, loops))
+    launch_over(products.rows_kernel, order, n, tile, (x, stack, out), (n, k, parts, turn, loops))
 
 
 def _weight_gradient(
@@ -274,8 +234,8 @@ def _weight_gradient(
     """left^T right (E, M, N) over every expert's rows, gathered from tokens where tops say so."""
     experts, m, n = shape
     out = left.new_empty(shape)
-    static = (m, n, *tops, _precision(left.dtype), tile.m, tile.n, tile.k)
-    launch = _launcher(products.weight_kernel, _dtypes(left), static, tile.warps, tile.stages)
+    static = (m, n, *tops, precision_of(left.dtype), tile.m, tile.n, tile.k)
+    launch = launcher_for(gradients.weight_kernel, dtypes_of(left), static, tile.warps, tile.stages)
     programs = experts * -(-m // tile.m) * -(-n // tile.n)
     launch(programs, (left, right, out, order.pairs, order.ends), ())
     return out
@@ -293,80 +253,8 @@ def _combine(
     block = min(block, _power(sizes.hidden))
     given = rows if weights is None else weights
     static = (sizes.hidden, sizes.top, weights is not None, block)
-    launch = _launcher(rowwise.combine_kernel, _dtypes(rows, given), static, warps)
+    launch = launcher_for(rowwise.combine_kernel, dtypes_of(rows, given), static, warps)
     launch(sizes.tokens * -(-sizes.hidden // block), (rows, order.rows, given, out), ())
-
-
-def _launch(
-    kernel: Any,
-    order: Plan,
-    columns: int,
-    tile: Tile,
-    tensors: tuple[Any, ...],
-    static: tuple[Any, ...],
-    last: tuple[Any, ...] = (),
-) -> None:
-    """Launch a product over the tiles of a plan; its weights are the Stack among the tensors."""
-    x, stack, *rest = tensors
-    programs = processors(x.device) if tile.loops else order.most * -(-columns // tile.n)
-    described = tile.descriptor and not stack.unit and _describable(x, stack.weight)
-    blocks = (tile.m, tile.n, tile.k, *last)
-    static = (*static, stack.unit, described, _precision(x.dtype), *blocks)
-    pointers = (x, stack.weight, stack.table, *rest, order.ends, order.tiles)
-    if not described:
-        dtypes = _dtypes(*pointers[:-2])
-        launch = _launcher(kernel, dtypes, static, tile.warps, tile.stages)
-        launch(programs, pointers, (order.most,))
-        return
-    in_order = kernel is products.rows_kernel
-    turn = static[3] if in_order else kernel is products.gate_up_kernel
-    given = (
-        products.descriptor(x, (tile.m, tile.k)) if in_order else x,
-        _weight_descriptor(stack, tile, turn),
-        *pointers[2:],
-    )
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    with torch.cuda.device(x.get_device()):  # which does nothing for -1, a CPU
-        kernel[(programs,)](*given, order.most, *static, **options)
-
-
-def _describable(*tensors: torch.Tensor) -> bool:
-    """Whether the tensor memory accelerator can read these: rows of whole 16 bytes."""
-    return all(
-        tensor.shape[-1] * tensor.element_size() % 16 == 0 and tensor.data_ptr() % 16 == 0
-        for tensor in tensors
-    )
-
-
-def _weight_descriptor(stack: Stack, tile: Tile, turn: bool) -> Any:
-    weight = stack.weight
-    if stack.parts == 2 and turn:
-        gates_and_ups = weight.view(stack.experts * 2, stack.n, stack.k)
-        return products.descriptor(gates_and_ups, (2, tile.n, tile.k))
-    return products.descriptor(weight, (1, tile.n, tile.k) if turn else (1, tile.k, tile.n))
-
-
-@cache
-def _launcher(
-    kernel: Any,
-    dtypes: tuple[torch.dtype, ...],
-    static: tuple[Any, ...],
-    warps: int,
-    stages: int = 1,
-) -> Launch:
-    """The launcher for tensors of these dtypes."""
-    return launcher(kernel, static, warps, stages)
-
-
-def _dtypes(*tensors: torch.Tensor) -> tuple[torch.dtype, ...]:
-    return tuple(tensor.dtype for tensor in tensors)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 products are computed, as torch's own are."""
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
-        return "ieee"
-    return "tf32"
 
 
 def _power(size: int) -> int:

@@ -40,10 +40,13 @@ class Tiles(NamedTuple):
     part: int
 
 
-def _alike(m: int, n: int, k: int, warps: int, stages: int, part: int = 64) -> Tiles:
-    """The same tile for all; columns of gate and of up together are as many as the others'."""
-    tile = Tile(m, n, k, warps, stages)
-    return Tiles(tile._replace(n=n // 2), tile, tile, tile, tile, tile, part)
+def _alike(tile: Tile, weights: Tile | None = None, part: int = 64) -> Tiles:
+    """One tile for all but the gradients of the weights, which may have another.
+
+    Columns of gate and of up together are as many as the others'.
+    """
+    last = weights or tile
+    return Tiles(tile._replace(n=tile.n // 2), tile, tile, tile, last, last, part)
 
 
 #: Rows of an expert on average, up to so many -> tiles. 2-byte numbers on Hopper.
@@ -96,16 +99,19 @@ HOPPER: dict[int, Tiles] = {
 }
 #: 2-byte numbers on other devices.
 PLAIN: dict[int, Tiles] = {
-    24: _alike(16, 128, 64, 4, 3),
-    96: _alike(64, 128, 64, 4, 3),
-    1 << 62: _alike(128, 128, 32, 8, 3),
+    24: _alike(Tile(16, 128, 64, 4, 3), Tile(64, 128, 32, 4, 3)),
+    96: _alike(Tile(64, 128, 64, 4, 3)),
+    1 << 62: _alike(Tile(128, 128, 32, 8, 3)),
 }
 #: float32, in which products are exact and slow.
-WIDE: dict[int, Tiles] = {24: _alike(16, 64, 32, 4, 2), 1 << 62: _alike(64, 64, 32, 8, 2, 32)}
+WIDE: dict[int, Tiles] = {
+    24: _alike(Tile(16, 64, 32, 4, 2), Tile(64, 64, 32, 8, 2)),
+    1 << 62: _alike(Tile(64, 64, 32, 8, 2), part=32),
+}
 #: Under the interpreter.
 INTERPRETED: dict[int, Tiles] = {
-    4: _alike(16, 64, 32, 4, 1, 16),
-    1 << 62: _alike(32, 32, 16, 4, 1, 16),
+    4: _alike(Tile(16, 64, 32, 4, 1), part=16),
+    1 << 62: _alike(Tile(32, 32, 16, 4, 1), part=16),
 }
 
 

@@ -1,4 +1,4 @@
-"""The grouped products in Triton: gathers in their loads, SwiGLU and its backward in epilogues.
+"""The grouped products in Triton: a gather in the loads of the first, SwiGLU in its epilogue.
 
 A tile is some rows of one expert, from ``triton_routing.Plan``. E experts, H hidden size, I width
 of an expert, T tokens, TOP experts a token, P = T * TOP pairs, as many rows at most.
@@ -28,7 +28,7 @@ def descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
 
 
 @triton.jit
-def _tile(work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr):
+def tile_of(work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr):
     """Expert, rows, which of them there are, and block of columns of a piece of work."""
     tile = work // COLUMNS
     expert = tl.load(tiles + tile)
@@ -37,7 +37,7 @@ def _tile(work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr)
 
 
 @triton.jit
-def _origin(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LISTED: tl.constexpr):
+def origin_of(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LISTED: tl.constexpr):
     """Where a part of an expert's weight begins; each has SIZE elements."""
     if LISTED:
         return tl.load(table + expert * PARTS + part) * LISTED
@@ -46,7 +46,7 @@ def _origin(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LISTED
 
 
 @triton.jit
-def _product(
+def product(
     x,  # (any, K), rows STRIDE apart, or a descriptor of it
     sources,  # (BLOCK_M,) rows of x, or the first one of a descriptor's
     weight,
@@ -109,7 +109,7 @@ def _product(
 
 
 @triton.jit
-def _parts(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The two halves of the columns of acc (BLOCK_M, 2 BLOCK_N)."""
     return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
 
@@ -141,17 +141,17 @@ def gate_up_kernel(
     work = tl.program_id(0)
     if work >= tl.load(tiles + 2 * most) * COLUMNS:
         return
-    expert, rows, here, column = _tile(work, tiles, ends, most, COLUMNS, BLOCK_M)
+    expert, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M)
     sources = tl.load(pairs + rows, here, 0) // TOP
-    origin = _origin(table, expert, 0, 2, WIDTH * HIDDEN, LISTED)
-    other = _origin(table, expert, 1, 2, WIDTH * HIDDEN, LISTED)
+    origin = origin_of(table, expert, 0, 2, WIDTH * HIDDEN, LISTED)
+    other = origin_of(table, expert, 1, 2, WIDTH * HIDDEN, LISTED)
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
-    acc = _product(
+    acc = product(
         x, sources, weight, origin, other, expert, column, acc,
         WIDTH, HIDDEN, HIDDEN, 2, True, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     kind = inner.dtype.element_ty
-    gate, up = _parts(acc, BLOCK_M, BLOCK_N)
+    gate, up = halves(acc, BLOCK_M, BLOCK_N)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = here[:, None] & (n < WIDTH)[None, :]
     place = rows.to(tl.int64)[:, None]
@@ -190,169 +190,21 @@ def rows_kernel(
     step = LOOPS if LOOPS else tl.maximum(works, 1)
     # Flattened, so that the loads of the next tile begin before this one is stored.
     for work in tl.range(tl.program_id(0), works, step, flatten=LOOPS > 0):
-        expert, rows, here, column = _tile(work, tiles, ends, most, COLUMNS, BLOCK_M)
+        expert, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if DESCRIPTOR:
-            acc = _product(
+            acc = product(
                 x, tl.load(tiles + most + work // COLUMNS), weight, 0, 0, expert, column, acc,
                 N, K, K, 1, TURN, True, True, PRECISION, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
             sources = tl.where(here, rows, 0)
             for part in tl.static_range(PARTS):
-                origin = _origin(table, expert, part, PARTS, N * K, LISTED)
-                acc = _product(
+                origin = origin_of(table, expert, part, PARTS, N * K, LISTED)
+                acc = product(
                     x + part * K, sources, weight, origin, origin, expert, column, acc,
                     N, K, PARTS * K, 1, TURN, False, False, PRECISION, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
         n = column * BLOCK_N + tl.arange(0, BLOCK_N)
         place = rows.to(tl.int64)[:, None] * N + n[None, :]
         tl.store(out + place, acc.to(out.dtype.element_ty), here[:, None] & (n < N)[None, :])
-
-
-@triton.jit
-def inner_backward(
-    back,
-    kept,
-    grad_kept,
-    scaled,
-    share,
-    rows,
-    here,
-    column,
-    WIDTH: tl.constexpr,
-    SILU: tl.constexpr,
-    WITH_KEPT: tl.constexpr,
-    WITH_SCALED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    SPAN: tl.constexpr,
-    PART: tl.constexpr,
-):
-    """SwiGLU's backward of a tile, PART columns at a time; the dot of back and its output."""
-    if SPAN > PART:
-        HALF: tl.constexpr = SPAN // 2
-        one, two = _parts(back, BLOCK_M, HALF)
-        dot = inner_backward(
-            one, kept, grad_kept, scaled, share, rows, here, column,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, HALF, PART,
-        )  # fmt: skip
-        dot += inner_backward(
-            two, kept, grad_kept, scaled, share, rows, here, column + HALF,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, HALF, PART,
-        )  # fmt: skip
-        return dot
-    else:
-        n = column + tl.arange(0, SPAN)
-        mask = here[:, None] & (n < WIDTH)[None, :]
-        place = rows.to(tl.int64)[:, None]
-        kind = kept.dtype.element_ty
-        gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
-        up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
-        activated, slope = _activate(gate, SILU)
-        inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
-        dot = tl.sum(back * inner, 1)
-        if WITH_SCALED:
-            tl.store(scaled + place * WIDTH + n[None, :], (inner * share[:, None]).to(kind), mask)
-        if WITH_KEPT:
-            back *= share[:, None]
-            place *= 2 * WIDTH
-            tl.store(grad_kept + place + n[None, :], (back * up * slope).to(kind), mask)
-            tl.store(grad_kept + place + WIDTH + n[None, :], (back * activated).to(kind), mask)
-        return dot
-
-
-@triton.jit(do_not_specialize=["most"])
-def inner_backward_kernel(
-    grad,  # (T, H)
-    weight,  # (E, H, I) of the second product
-    table,  # (E, 1) int64
-    kept,  # (P, 2 I) gate and up
-    weights,  # (P,) routing weights
-    grad_kept,  # (P, 2 I)
-    scaled,  # (P, I) activation(gate) * up * routing weight
-    dots,  # (P, columns) float32 parts of the routing weights' gradients
-    pairs,
-    ends,
-    tiles,
-    most: tl.int32,
-    WIDTH: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    TOP: tl.constexpr,
-    SILU: tl.constexpr,
-    WITH_KEPT: tl.constexpr,
-    WITH_SCALED: tl.constexpr,
-    WITH_DOTS: tl.constexpr,
-    LISTED: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PART: tl.constexpr,  # columns that the epilogue takes at a time
-):
-    COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    if work >= tl.load(tiles + 2 * most) * COLUMNS:
-        return
-    expert, rows, here, column = _tile(work, tiles, ends, most, COLUMNS, BLOCK_M)
-    pair = tl.load(pairs + rows, here, 0)
-    origin = _origin(table, expert, 0, 1, HIDDEN * WIDTH, LISTED)
-    back = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    back = _product(
-        grad, pair // TOP, weight, origin, origin, expert, column, back,
-        WIDTH, HIDDEN, HIDDEN, 1, False, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    share = tl.load(weights + pair, here, 0.0).to(tl.float32)
-    dot = inner_backward(
-        back, kept, grad_kept, scaled, share, rows, here, column * BLOCK_N,
-        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, BLOCK_N, PART,
-    )  # fmt: skip
-    if WITH_DOTS:
-        tl.store(dots + pair.to(tl.int64) * COLUMNS + column, dot, here)
-
-
-@triton.jit
-def weight_kernel(
-    left,  # (P, M), or (T, M) where LEFT_TOP is given
-    right,  # (P, N), or (T, N) where RIGHT_TOP is given
-    out,  # (E, M, N)
-    pairs,
-    ends,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    LEFT_TOP: tl.constexpr,
-    RIGHT_TOP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """left^T right over the rows of every expert."""
-    DOWN: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
-    ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    expert = work // (DOWN * ACROSS)
-    m = work // ACROSS % DOWN * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = work % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
-    start = tl.load(ends + expert - 1, expert > 0, 0)
-    end = tl.load(ends + expert)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    first = start + tl.arange(0, BLOCK_K)
-    pair = tl.load(pairs + first, first < end, 0)
-    for place in range(start, end, BLOCK_K):
-        rows = place + tl.arange(0, BLOCK_K)  # not carried from step to step, which is slower
-        here = rows < end
-        i = pair // LEFT_TOP if LEFT_TOP else rows
-        j = pair // RIGHT_TOP if RIGHT_TOP else rows
-        # Loaded a step ahead, or the loads that it points to could not be.
-        pair = tl.load(pairs + rows + BLOCK_K, rows + BLOCK_K < end, 0)
-        mask, other = here[:, None], here[:, None]
-        if M % BLOCK_M:
-            mask = mask & (m < M)[None, :]
-        if N % BLOCK_N:
-            other = other & (n < N)[None, :]
-        a = tl.load(left + i.to(tl.int64)[:, None] * M + m[None, :], mask, 0.0)
-        b = tl.load(right + j.to(tl.int64)[:, None] * N + n[None, :], other, 0.0)
-        acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
-    spot = out + expert.to(tl.int64) * (M * N) + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(spot, acc.to(out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])

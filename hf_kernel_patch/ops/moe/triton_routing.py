@@ -126,11 +126,16 @@ def _sort_kernel(
 def _launchers(
     dtype: torch.dtype, experts: int, tile: int, block: int, one: bool
 ) -> tuple[Launch, Launch]:
-    slots = triton.next_power_of_2(experts)
+    slots = _slots(experts)
     warps = block // 32
     count = launcher(_count_kernel, (experts, slots, block), warps)
     static = (experts, slots, tile, one, block, min(block, CHUNK), COUNTS)
     return count, launcher(_sort_kernel, static, warps)
+
+
+def _slots(experts: int) -> int:
+    """Experts that a program counts: a power of two, and as many as a warp has threads at least."""
+    return max(32, triton.next_power_of_2(experts))
 
 
 def most_tiles(pairs: int, experts: int, block: int) -> int:
@@ -145,7 +150,7 @@ def plan(index: torch.Tensor, experts: int, block: int) -> Plan:
     n = index.numel()
     block_size = next((size for size in BLOCKS if n <= size), BLOCKS[-1])
     blocks = -(-n // block_size)
-    slots = triton.next_power_of_2(experts)
+    slots = _slots(experts)
     most = most_tiles(n, experts, block)
     sizes = [n, n, experts, 2 * most + 1, blocks * slots]
     # One allocation; its parts start at multiples of 16 bytes.

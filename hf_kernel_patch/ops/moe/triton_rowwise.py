@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.moe.triton_products import inner_backward
+from hf_kernel_patch.ops.moe.triton_gradients import activation_backward
 from hf_kernel_patch.ops.swiglu.triton import _activate
 
 
@@ -55,9 +55,9 @@ def scaled_kernel(
     column = tl.program_id(0) % COLUMNS * BLOCK_N
     here = rows < tl.load(ends + E - 1)
     share = tl.load(weights + tl.load(pairs + rows, here, 0), here, 0.0).to(tl.float32)
-    inner_backward(
+    activation_backward(
         tl.zeros((BLOCK_M, BLOCK_N), tl.float32), kept, kept, scaled, share, rows, here, column,
-        WIDTH, SILU, False, True, BLOCK_M, BLOCK_N, BLOCK_N,
+        WIDTH, SILU, False, True, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
