@@ -20,8 +20,9 @@ op has to move over the copy bandwidth (read plus write), or its operations over
 matrix product, whichever takes longer. Phases: "forward" records gradients, "inference" does not,
 "backward" is the backward alone, "step" is both. Errors are ||out - ref|| / ||ref|| against
 float64, the largest over all shapes. Inputs are random; an accelerator's cache is overwritten
-before every timed call. Kernel ids are ours; "patched" is the original of transformers with that
-kernel in its place.
+before every timed call, for so long that the host has queued the call: times are the device's, and
+the host's are those of "launch". Kernel ids are ours; "patched" is the original of transformers
+with that kernel in its place.
 """
 
 
@@ -66,6 +67,8 @@ def _about(rows: list[Row]) -> list[str]:
             line += f"; copy {limits['copy_gbs']:.0f} GB/s, matrix product {rate} TFLOP/s"
         if run.get("changes"):
             line += f"; cut for this device: {run['changes']}"
+        if run.get("note"):
+            line += f"; {run['note']}"
         lines.append(line)
     return [*lines, ""]
 

@@ -124,7 +124,10 @@ def _swiglu_work(sizes: dict[str, int], a: Arguments, phase: str) -> Work:
 
 def _moe_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
     tokens, experts, hidden, width = (sizes[name] for name in "TEHI")
-    best = draw(tokens, experts).float().softmax(-1).topk(sizes["K"])
+    scores = draw(tokens, experts).float()
+    if sizes.get("skew"):  # half of the tokens take the first expert, none the last twenty
+        scores[::2, 0], scores[:, -20:] = 100.0, -100.0
+    best = scores.softmax(-1).topk(sizes["K"])
     return {
         "hidden": draw(tokens, hidden),
         "index": best.indices,

@@ -48,11 +48,11 @@ def _heads(op: str, *shapes: tuple[int, int, int, int, int], compiled: bool = Tr
 
 
 def _experts(
-    tokens: int, phases: tuple[str, ...], experts: int = 128, top: int = 8, compiled: bool = False
+    tokens: int, phases: tuple[str, ...], compiled: bool = False, name: str = "", **changed: int
 ) -> Case:
-    """Qwen3-30B-A3B's experts, or fewer of them."""
-    sizes = {"T": tokens, "E": experts, "K": top, "H": 2048, "I": 768}
-    return Case("moe", sizes, compiled, phases, label=f"T{tokens} E{experts}")
+    """Qwen3-30B-A3B's experts, with other sizes where given."""
+    sizes = {"T": tokens, "E": 128, "K": 8, "H": 2048, "I": 768, **changed}
+    return Case("moe", sizes, compiled, phases, label=f"T{tokens} {name or 'E128'}")
 
 
 def _loss(
@@ -121,6 +121,8 @@ ACCELERATOR: list[Case] = [
     _experts(256, ("inference",)),
     _experts(4096, _BOTH, compiled=True),
     _experts(16384, _BOTH),
+    _experts(4096, _BOTH, name="E128 skewed", skew=1),
+    _experts(4096, _BOTH, name="Mixtral", E=8, K=2, H=4096, I=14336),
     _loss(8192, 2048, 128256, compiled=True),
     _loss(8192, 4096, 128256, compiled=True, phases=("step",)),
     _loss(16384, 2048, 151936, compiled=True, phases=("step",)),
@@ -131,9 +133,9 @@ CPU: list[Case] = [
     *_heads("rope", (1, 512, 32, 8, 128), (1, 512, 32, 8, 64), (1, 7, 32, 8, 64)),
     *_heads("qk_norm_rope", (1, 512, 32, 4, 128), (1, 7, 32, 4, 128)),
     *_rows("swiglu", (512, 8192), (2048, 768), (7, 8192)),
-    _experts(1, ("inference",), experts=16),
-    _experts(16, ("inference",), experts=16),
-    _experts(256, _BOTH, experts=16, compiled=True),
+    _experts(1, ("inference",), E=16, name="E16"),
+    _experts(16, ("inference",), E=16, name="E16"),
+    _experts(256, _BOTH, E=16, name="E16", compiled=True),
     _loss(256, 2048, 16384, compiled=True),
 ]
 #: Small enough for a smoke test on any device; none is compiled.
@@ -153,7 +155,7 @@ ONE_TOKEN: list[Case] = [
     *_heads("rope", (1, 1, 32, 8, 64)),
     *_heads("qk_norm_rope", (1, 1, 32, 4, 128)),
     *_rows("swiglu", (1, 8192)),
-    _experts(1, ("inference",), experts=16),
+    _experts(1, ("inference",), E=16, name="E16"),
 ]
 ONE_TOKEN_QUICK: list[Case] = [case for case in QUICK if case.op != "linear_cross_entropy"]
 

@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.environment import synchronize
 
-#: Written before each timed call on an accelerator, to leave nothing of the inputs in its cache.
-FLUSH_BYTES = 256 * 2**20
+#: Written before each timed call on an accelerator, to leave nothing of the inputs in its cache; so
+#: often that the host has queued the call before the device comes to it.
+FLUSH_BYTES, FLUSHES = 256 * 2**20, 8
 FEWEST, MOST = 3, 60
 
 
@@ -66,7 +67,8 @@ def _start(task: Task, turn: int, device: str) -> Any:
         begin = time.perf_counter()
         task.step(state)
         return time.perf_counter() - begin
-    _flush_buffer(device).zero_()
+    for _ in range(FLUSHES):
+        _flush_buffer(device).zero_()
     backend = getattr(torch, device)
     begin, end = backend.Event(enable_timing=True), backend.Event(enable_timing=True)
     begin.record()

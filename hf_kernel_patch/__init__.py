@@ -6,6 +6,7 @@ from hf_kernel_patch import settings
 from hf_kernel_patch.api import (
     apply_default_kernels,
     apply_kernel,
+    capture_decoding,
     count_calls,
     get_available_kernels,
     get_default_kernels,
@@ -20,7 +21,7 @@ from hf_kernel_patch.errors import (
     KernelPatchWarning,
     KernelUnavailableError,
 )
-from hf_kernel_patch.forms import Form, register_form
+from hf_kernel_patch.forms import Form, experts_interface, register_form
 from hf_kernel_patch.models import Architecture, register_model
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 from hf_kernel_patch.report import PatchReport, Row
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
+    "capture_decoding",
     "count_calls",
     "get_available_kernels",
     "get_default_kernels",
@@ -54,8 +56,10 @@ __all__ = [
     "unpatch",
 ]
 
+experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
     count_calls(settings.flag("COUNT"))
+    capture_decoding(settings.flag("CAPTURE", True))
     if settings.requested_by_environment():
         patch_transformers()
 

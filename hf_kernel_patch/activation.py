@@ -26,6 +26,7 @@ from hf_kernel_patch.places import (
     original_of,
     owner_of,
     shadows,
+    wrapping_subclasses,
 )
 from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
 from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
@@ -107,7 +108,7 @@ class Activation:
         """Undo all entries but the first ``since``, newest first."""
         blocked = []
         for entry, site in reversed(self._entries[since:]):
-            site.active -= 1
+            site.release()
             if label := ledger.pop(entry):
                 blocked.append(label)
         del self._entries[since:]
@@ -138,8 +139,10 @@ class Activation:
             site.counters.append(row.calls)
             self._counted.append((site, row.calls))
             if isinstance(owner, type):
-                self._push(Attribute(owner, name), made)
-                classes[owner] = made, row
+                for kind in (owner, *wrapping_subclasses(owner, name)):
+                    self._push(Attribute(kind, name), made)
+                if name == "forward":
+                    classes[owner] = made, row
             else:
                 functions[id(value)] = value, made
         if functions:

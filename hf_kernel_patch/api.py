@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from hf_kernel_patch import activation, instances, registry, settings
 from hf_kernel_patch.activation import Activation, ledger, raise_if_blocked
 from hf_kernel_patch.errors import unknown
+from hf_kernel_patch.forms import decoding
 from hf_kernel_patch.forms import site as calls
 from hf_kernel_patch.report import PatchReport
 from hf_kernel_patch.settings import UNSET, Settings
@@ -234,6 +235,15 @@ def count_calls(enabled: bool = True) -> None:
     Off by default: it costs a dictionary update a call. HF_KERNEL_PATCH_COUNT=1 switches it on.
     """
     calls.counting = enabled
+
+
+def capture_decoding(enabled: bool = True) -> None:
+    """Switch off (or on) the CUDA graphs that decode a token in patched decoder layers.
+
+    On by default; HF_KERNEL_PATCH_CAPTURE=0 switches them off. Without them the layers run their
+    kernels one by one, with the same result.
+    """
+    decoding.enabled = enabled
 
 
 def _apply(

@@ -77,10 +77,10 @@ class Application:
                         continue
                     make = self._method(target, forward, owner)
                 elif refers_to(module, name, value):
-                    make = self._rebound(target, found, type(module).forward)
+                    make, name = self._rebound(target, found, type(module).forward), "forward"
                 else:
                     continue
-                self._take(architecture, target, module, make)
+                self._take((architecture, target), module, name, make)
 
     def release(self, modules: Iterable[Any] | None = None) -> list[str]:
         """Give modules (all of them by default) back; labels of those a foreign patch holds."""
@@ -95,7 +95,7 @@ class Application:
         self.entries = kept[::-1]
         if not self.alive():
             for site in self._sites:
-                site.active = 0
+                site.release()
             for made in self._made.values():
                 forget_scope(made)
             if self in applications:
@@ -161,9 +161,10 @@ class Application:
         return make
 
     def _take(
-        self, architecture: str, target: Target, module: Any, make: Callable[[], Any]
+        self, place: tuple[str, Target], module: Any, method: str, make: Callable[[], Any]
     ) -> None:
         """Put a replacement in force on one module and count it in the target's row."""
+        architecture, target = place
         kernel = self.kernels[forms()[target.form].op]
         row = self.rows.setdefault(
             target,
@@ -178,9 +179,11 @@ class Application:
         before = original_of(type(module).forward)
         base = type(module)
         if (base, made) not in self._classes:
-            self._classes[base, made] = subclass(self, base, made, (target, kernel))
+            self._classes[base, made] = subclass(self, base, method, made, (target, kernel))
         self._push(ClassOf(module), module, self._classes[base, made])
         row.instances = (row.instances or 0) + 1
+        if method != "forward":
+            return
         own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
         reached = [name for name in own if is_plain_bound(own[name], module, before)]
         for name in reached:

@@ -82,6 +82,30 @@ def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[An
     ]
 
 
+def wrapping_subclasses(owner: type, name: str) -> list[type]:
+    """Subclasses whose own function is the owner's in another wrapper of transformers.
+
+    It wraps the forward of every class of layers that is made, such as those of FSDP2.
+    """
+    inner = innermost(original_of(getattr(owner, name)))
+    return [
+        kind
+        for kind in _subclasses(owner)
+        if name in vars(kind) and innermost(original_of(vars(kind)[name])) is inner
+    ]
+
+
+def _subclasses(kind: type) -> list[type]:
+    """All subclasses, theirs too; not the classes that one model of ours has taken."""
+    known: list[type] = type.__subclasses__(kind)
+    children = [child for child in known if not _made_by_us(child)]
+    return children + [found for child in children for found in _subclasses(child)]
+
+
+def _made_by_us(kind: type) -> bool:
+    return "__hf_kernel_patch_application__" in vars(kind)
+
+
 def owner_of(instance: Any, classes: Container[type]) -> type:
     return next(kind for kind in type(instance).__mro__ if kind in classes)
 

@@ -48,12 +48,13 @@ def architecture_of(target: str) -> str:
         raise unknown("model type or directory", target, known)
     config = Path(target, "config.json")
     try:
-        name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        name = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} names no model_type: {error!r}") from None
-    if name not in known:
-        raise unknown(f"model type (of {config})", str(name), known)
-    return str(name)
+    found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
+    if found is None:
+        raise unknown(f"model type (of {config})", name, known)
+    return found
 
 
 def import_modelling(names: Iterable[str]) -> dict[str, str]:

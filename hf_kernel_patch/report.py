@@ -12,14 +12,17 @@ PATCHED = "patched"  #: in force
 PENDING = "pending"  #: will be, when the module is imported
 SKIPPED = "skipped"  #: not, for the reason given
 SHADOWED = "shadowed"  #: in force on the class, but some instances own a forward and bypass it
+#: What a call is counted as that replayed CUDA graphs.
+REPLAYED = "served by CUDA graphs"
 
 
 @dataclass
 class Row:
     """One target and its outcome.
 
-    ``calls`` counts what happened to the calls, "served" or the reason for handing back, while
-    counting is switched on.
+    ``calls`` counts what happened to the calls while counting is switched on: "served", "served by
+    CUDA graphs", "served without CUDA graphs: ..." (beside "served"), or the reason for handing
+    back.
     """
 
     architecture: str
@@ -35,12 +38,14 @@ class Row:
     @property
     def served(self) -> int:
         """Calls that the kernel served, while they were counted."""
-        return self.calls["served"]
+        return self.calls["served"] + self.calls[REPLAYED]
 
     @property
     def handed_back(self) -> dict[str, int]:
         """Reason -> calls that went to the original, while they were counted."""
-        return {reason: count for reason, count in self.calls.items() if reason != "served"}
+        return {
+            reason: count for reason, count in self.calls.items() if not reason.startswith("served")
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -55,6 +60,7 @@ class Row:
             "instances": self.instances,
             "served": self.served,
             "handed_back": self.handed_back,
+            "graphs": {key: n for key, n in self.calls.items() if "CUDA graphs" in key},
         }
 
 

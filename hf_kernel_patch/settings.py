@@ -86,10 +86,11 @@ def disabled() -> bool:
     return flag("DISABLE")
 
 
-def flag(name: str) -> bool:
+def flag(name: str, default: bool = False) -> bool:
     """The truth of the variable HF_KERNEL_PATCH_<name>; ValueError where it cannot be read."""
     variable = f"{PREFIX}_{name}"
-    return _boolean(os.environ.get(variable, ""), f"the variable {variable}")
+    value = os.environ.get(variable, "")
+    return _boolean(value, f"the variable {variable}") if value.strip() else default
 
 
 def requested_by_environment() -> bool:

@@ -15,8 +15,8 @@ from hf_kernel_patch.places import original_of
 _numbers = itertools.count(1)
 
 
-def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
-    """A subclass of ``base`` under its own name whose forward is ours.
+def subclass(application: Any, base: type, name: str, method: Any, served: Any) -> Any:
+    """A subclass of ``base`` under its own name whose method ``name`` is ours.
 
     A pickle loads as the original class, without this package; a copy stays patched.
     """
@@ -49,13 +49,15 @@ def subclass(application: Any, base: type, forward: Any, served: Any) -> type:
         "__doc__": base.__doc__,
         "__hf_kernel_patch_application__": application,
         "__hf_kernel_patch_served__": served,
-        "forward": forward,
+        name: method,
         "__reduce_ex__": reduce,
     }
     if not hasattr(root, "__deepcopy__"):
         members["__deepcopy__"] = twin
         members["__copy__"] = lambda self: twin(self, None)
-    return type(base)(base.__name__, (base,), members)
+    kind: Any = type(base)(base.__name__, (base,), members)
+    setattr(kind, name, method)  # transformers may have wrapped it once more
+    return kind
 
 
 def refers_to(module: Any, name: str, value: Any) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import activation, instances
 from hf_kernel_patch.settings import PREFIX
 
+if not torch.cuda.is_available():
+    # Without a GPU, Triton's kernels run under its interpreter; read when triton is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def nothing_left_patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No variable of ours is set, and a patch that a test leaves behind fails it."""
-    import os
-
     for variable in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(variable)
     yield

@@ -92,6 +92,12 @@ def test_status_of_a_saved_model_is_that_of_its_type(tmp_path: Path) -> None:
     assert answer("status", tmp_path) == answer("status", "qwen3")
 
 
+@pytest.mark.skipif("qwen3_5" not in ARCHITECTURES, reason="this transformers has no Qwen3.5")
+def test_status_of_a_saved_text_model_is_that_of_the_model_around_it(tmp_path: Path) -> None:
+    tiny_config("qwen3_5").save_pretrained(tmp_path)
+    assert answer("status", tmp_path) == answer("status", "qwen3_5")
+
+
 def test_status_shows_what_the_defaults_patch() -> None:
     rows = answer("status", "llama")["rows"]
     with hf_kernel_patch.patched(models="llama") as report:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
+from hf_kernel_patch import registry
 from tests.probes import LAYERS, changed, handed_back, llama, places, served
 from tests.tiny import modelling, tiny_model, tokens
 
@@ -82,3 +83,21 @@ def test_gradients_of_a_compiled_module_agree() -> None:
         inside = torch.autograd.grad(compiled(mlp)(x).square().sum(), [x, *mlp.parameters()])
     for left, right in zip(inside, eager, strict=True):
         assert torch.equal(left, right)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("traceable", [False, True])
+def test_whole_layers_compile_in_one_graph(
+    traceable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = registry.kernels()
+    for name in ("torch_fused_add_rmsnorm", "torch_fused_qk_norm_rope"):
+        monkeypatch.setattr(kernels[name], "traceable", traceable)
+    model = tiny_model("qwen3", num_hidden_layers=1).eval()
+    eager = model(tokens(), use_cache=False).logits
+    hf_kernel_patch.count_calls()
+    ops = "torch_fused_add_rmsnorm,torch_fused_qk_norm_rope"
+    with hf_kernel_patch.patched(ops, models="qwen3", strict=True) as report:
+        torch.testing.assert_close(compiled(model)(tokens(), use_cache=False).logits, eager)
+    assert served(report) == 0 or traceable
+    assert not traceable or not handed_back(report)

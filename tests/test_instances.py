@@ -26,6 +26,7 @@ from tests.scope import (
     ROPE,
     SWIGLU,
     build,
+    called,
     kinds,
     same,
     shared,
@@ -61,7 +62,7 @@ def test_one_kernel_on_one_model_leaves_its_twin_bit_for_bit_as_it_was(
     hf_kernel_patch.count_calls()
     assert apply_kernel(kernel_id, model=model) is model
     inside = outputs_and_gradients(model)
-    (row,) = {row.kernel: row for row in hf_kernel_patch.status()}.values()
+    (row,) = {row.kernel: row for row in called()}.values()
     assert row.kernel == kernel_id
     assert row.scope == "model"
     assert row.served > 0
@@ -130,7 +131,7 @@ def test_of_two_patched_models_the_one_given_back_leaves_the_other_patched() -> 
     assert same(state(models[1]), patched)
     hf_kernel_patch.count_calls()
     models[1](tokens())
-    assert all(row.served for row in hf_kernel_patch.status())
+    assert all(row.served for row in called())
     served = [row.served for row in hf_kernel_patch.status()]
     models[0](tokens())
     models[2](tokens())
@@ -236,7 +237,7 @@ def test_a_model_that_has_recorded_outputs_is_reached(name: str) -> None:
     hf_kernel_patch.count_calls()
     torch.testing.assert_close(logits(model), eager, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits(model, **recorded), eager, rtol=1e-5, atol=1e-6)
-    assert all(row.outcome == "patched" and row.served for row in hf_kernel_patch.status())
+    assert all(row.outcome == "patched" and row.served for row in called())
     unpatch(model)
     assert same(state(model), before)
     assert torch.equal(logits(model), eager)

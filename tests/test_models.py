@@ -12,6 +12,7 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.places import exists_here, locate
 from tests.tiny import (
     ARCHITECTURES,
+    TRANSFORMERS_5,
     error,
     largest_error,
     layer_ops_of,
@@ -21,6 +22,7 @@ from tests.tiny import (
     tiny_model,
 )
 
+NOT_IN_FLOAT64 = ("deepseek_v3", "glm4_moe")
 ROWS = [
     pytest.param(architecture.name, target, id=f"{architecture.name}-{target.qualname}")
     for architecture in architectures().values()
@@ -63,14 +65,19 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True):
         inside = outputs_and_gradients(model)
     model.config._experts_implementation = "eager"  # the grouped products take no float64
-    truth = outputs_and_gradients(model.double())
+    # In transformers 4 these blocks add what they weighted in float32 to what they are given.
+    wide = torch.float32 if name in NOT_IN_FLOAT64 and not TRANSFORMERS_5 else torch.float64
+    truth = outputs_and_gradients(model.to(wide))
     assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
-    eager_errors = [error(eager[key], truth[key]) for key in truth]
-    inside_errors = [error(inside[key], truth[key]) for key in truth]
+    # The linear attention of older versions has gradients in float16 that are NaN.
+    finite = [key for key in truth if eager[key].isfinite().all()]
+    assert len(finite) > 10
+    eager_errors = [error(eager[key], truth[key]) for key in finite]
+    inside_errors = [error(inside[key], truth[key]) for key in finite]
     assert sum(inside_errors) <= 1.1 * sum(eager_errors)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "linear_cross_entropy" in ops_of(n)])
 def test_loss_without_logits_agrees(name: str) -> None:
     model = tiny_model(name).train()
     eager = outputs_and_gradients(model)

@@ -55,6 +55,7 @@ def test_json_holds_every_row(report: PatchReport) -> None:
         "instances": 5,
         "served": 7,
         "handed_back": {"a tensor is float64": 2},
+        "graphs": {},
     }
     assert [row["outcome"] for row in data["rows"]] == [row.outcome for row in report]
 

@@ -18,7 +18,7 @@ from hf_kernel_patch import (
     unpatch,
 )
 from tests.probes import logits, owned, served
-from tests.scope import LAYERS, NORM, close, kinds, parts_of, same, state
+from tests.scope import LAYERS, NORM, called, close, kinds, parts_of, same, state
 from tests.tiny import (
     TRANSFORMERS_5,
     largest_error,
@@ -132,7 +132,7 @@ def test_hooks_of_accelerate_from_before_are_reached_inside_and_stay(name: str) 
         hook.calls = 0
     close(model, eager)
     assert [hook.calls for hook in hooks] == once
-    for row in hf_kernel_patch.status():
+    for row in called():
         assert row.outcome == "patched"
         in_a_list = row.op == "moe" and not TRANSFORMERS_5  # hooked experts need the original
         assert bool(row.served) != in_a_list

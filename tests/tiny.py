@@ -8,14 +8,17 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from hf_kernel_patch.forms import forms
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.places import exists_here
 
 TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
-ARCHITECTURES = tuple(architectures())
+#: Those that the installed transformers has.
+ARCHITECTURES = tuple(
+    name for name, table in architectures().items() if any(map(exists_here, table.targets))
+)
 VOCABULARY = 128
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -37,11 +40,58 @@ _EXPERTS = {
     "moe_intermediate_size": 48,
     "shared_expert_intermediate_size": 80,
 }
+_LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+_CHOSEN = {
+    **_EXPERTS,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "rope_interleave": False,
+    "head_dim": 8,
+}
+_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [0],
+}
 _OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {**_CHOSEN, **_LATENT},
+    "glm4_moe": {**_CHOSEN, "partial_rotary_factor": 0.5},
+    "olmoe": {**_EXPERTS, "intermediate_size": 48},
     "phi3": {"partial_rotary_factor": 0.5},
+    "qwen3_5": _LINEAR_ATTENTION,
+    "qwen3_5_moe": {**_EXPERTS, **_LINEAR_ATTENTION},
+    "qwen3_next": {**_EXPERTS, **_LINEAR_ATTENTION},
     "qwen2_moe": _EXPERTS,
     "qwen3_moe": _EXPERTS,
     "mixtral": _EXPERTS,
+}
+
+
+#: model_type of the text model, where the table's is that of the model around it.
+_TEXT = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+#: Models with a vision tower: what their text model has of its own.
+_SEEING: dict[str, dict[str, Any]] = {
+    "qwen3_vl_moe": {"rope_scaling": {"mrope_section": [4, 2, 2], "rope_type": "default"}},
 }
 
 
@@ -63,16 +113,26 @@ def modelling(name: str) -> Any:
 
 def tiny_config(name: str, **changes: Any) -> Any:
     """A config of two small layers."""
-    return AutoConfig.for_model(name, **{**_SIZES, **_OWN.get(name, {}), **changes})
+    if name in _SEEING:
+        text = {**_SIZES, **_EXPERTS, **_SEEING[name], **changes}
+        return AutoConfig.for_model(name, text_config=text, vision_config=_VISION)
+    own = {**_SIZES, **_OWN.get(name, {}), **changes}
+    return AutoConfig.for_model(_TEXT.get(name, name), **own)
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A causal language model with random weights, norms included; the same at every call."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(name, **changes)).to(dtype)
+    kind = AutoModelForImageTextToText if name in _SEEING else AutoModelForCausalLM
+    model = kind.from_config(tiny_config(name, **changes)).to(dtype)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
+        for own, parameter in model.named_parameters():
+            if own.endswith("A_log"):
+                # Linear attention that remembers; else its gradients are what cancellation leaves.
+                parameter.uniform_(-3.0, -1.0)
+            elif own.endswith(".gate.weight"):
+                parameter.mul_(16)  # a router that a rounding does not change the mind of
+            elif parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 

@@ -71,6 +71,23 @@ def forward(self, hidden_states):
     final_hidden_states = final_hidden_states.reshape(batch_size, sequence_length, hidden_dim)
     return final_hidden_states, router_logits
 """
+_CHOSEN = """
+def moe(self, hidden_states, topk_indices, topk_weights):
+    final_hidden_states = torch.zeros_like(hidden_states, dtype=topk_weights.dtype)
+    expert_mask = torch.nn.functional.one_hot(topk_indices, num_classes=len(self.experts))
+    expert_mask = expert_mask.permute(2, 0, 1)
+    for expert_idx in range(len(self.experts)):
+        expert = self.experts[expert_idx]
+        mask = expert_mask[expert_idx]
+        token_indices, weight_indices = torch.where(mask)
+        if token_indices.numel() > 0:
+            expert_weights = topk_weights[token_indices, weight_indices]
+            expert_input = hidden_states[token_indices]
+            expert_output = expert(expert_input)
+            weighted_output = expert_output * expert_weights.unsqueeze(-1)
+            final_hidden_states.index_add_(0, token_indices, weighted_output)
+    return final_hidden_states.type(hidden_states.dtype)
+"""
 _JITTER = """
     if self.training and self.jitter_noise > 0:
         hidden_states *= torch.empty_like(hidden_states).uniform_(
@@ -92,34 +109,48 @@ def _stacked(site: Site) -> Callable[..., Any]:
     original, moe = site.original, site.op
 
     def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-        activation, why_not = activation_of(self.act_fn)
-        arguments = (
-            hidden_states,
-            top_k_index,
-            top_k_weights,
-            self.gate_up_proj,
-            self.down_proj,
-            activation,
-        )
-        why_not = why_not or _why_not_stacked(self, site.explicit)
+        tensors = hidden_states, top_k_index, top_k_weights
+        why_not = None if site.explicit else _asked_for(self)
+        arguments, why_not = arguments_of(self, tensors, why_not)
         if site.declines(*arguments, unless=why_not):
-            return original(self, hidden_states, top_k_index, top_k_weights)
+            return original(self, *tensors)
         return moe(*arguments)
 
     return forward
 
 
-def _why_not_stacked(experts: Any, explicit: bool) -> str | None:
-    """Why these stacked experts are not the plain ones, or are not ours to run."""
+def arguments_of(
+    experts: Any, tensors: tuple[Any, ...], why_not: str | None
+) -> tuple[tuple[Any, ...], str | None]:
+    """The op's arguments for stacked experts, and why these are not the plain ones, or None.
+
+    Nothing is read of experts that are not for us, for whatever reason.
+    """
+    why_not = why_not or _why_not_plain(experts)
+    if why_not:
+        return (), why_not
+    activation, why_not = activation_of(experts.act_fn)
+    return (*tensors, experts.gate_up_proj, experts.down_proj, activation), why_not
+
+
+def _asked_for(experts: Any) -> str | None:
+    """Whose experts the user has asked for, where they are neither the default's nor ours."""
     asked = getattr(experts.config, "_experts_implementation", None)
-    if asked not in (None, "grouped_mm") and not explicit:
-        return f"experts_implementation={asked!r} was asked for"
+    if asked in (None, "grouped_mm", NAME):
+        return None
+    return f"experts_implementation={asked!r} was asked for"
+
+
+def _why_not_plain(experts: Any) -> str | None:
+    """Why these stacked experts are not the plain ones."""
     for name, plain in _PLAIN_LAYOUT.items():
         if getattr(experts, name, plain) != plain:
             return f"experts with {name}={not plain}"
     return None
 
 
+#: The name of ours among the implementations that transformers knows.
+NAME = "hf_kernel_patch"
 # Instance attributes of transformers 5 that describe the layout, with the values of this form.
 _PLAIN_LAYOUT = {
     "is_transposed": False,
@@ -159,6 +190,20 @@ def _routed(site: Site) -> Callable[..., Any]:
         return output.reshape(hidden_states.shape), router_logits
 
     return forward
+
+
+def _chosen(site: Site) -> Callable[..., Any]:
+    """The experts of a block of DeepSeek-V3's kind in transformers 4."""
+    original, op = site.original, site.op
+
+    def moe(self: Any, hidden_states: Any, topk_indices: Any, topk_weights: Any) -> Any:
+        gate_up, down, activation, why_not = _listed(self.experts)
+        arguments = hidden_states, topk_indices, topk_weights, gate_up, down, activation
+        if site.declines(*arguments, unless=why_not):
+            return original(self, hidden_states, topk_indices, topk_weights)
+        return op(*arguments)
+
+    return moe
 
 
 def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
@@ -204,6 +249,7 @@ register_form(
         },
     )
 )
+register_form(Form("moe.list_chosen", "moe", {_CHOSEN: _chosen}))
 _block("moe.list")
 _block("moe.list_shared", shared=_SHARED)
 _block("moe.list_jitter", jitter=_JITTER, renormalise=_ALWAYS)

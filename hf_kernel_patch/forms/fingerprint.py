@@ -70,13 +70,15 @@ def fingerprint(function: FunctionType) -> str | None:
 def innermost(value: Any) -> Callable[..., Any]:
     """The function under the wrappers that transformers and ``kernels`` put around their code.
 
-    Only wrappers of those packages are looked through: under anybody else's there is a behaviour
-    that a replacement would drop.
+    Only wrappers of those packages, and ``contextlib``'s, are looked through: under anybody else's
+    there is a behaviour that a replacement would drop.
     """
     while True:
         if (site := site_of(value)) is not None:
             value = site.original
-        elif _belongs_to(value, "transformers") and hasattr(value, "__wrapped__"):
+        elif hasattr(value, "__wrapped__") and (
+            _belongs_to(value, "transformers") or _belongs_to(value, "contextlib")
+        ):
             value = value.__wrapped__
         elif (inner := _kernels_func(value)) is not None:
             value = inner

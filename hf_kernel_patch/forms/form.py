@@ -25,13 +25,13 @@ class Form:
         variants: source of the function -> adapter. An adapter is called with a Site and returns
             the replacement, a function of the very same parameters.
         helpers: source of what the function calls by name ("rotate_half", or "self._norm" for a
-            method), which has to match as well.
+            method), which has to match as well; several sources if any of them will do.
     """
 
     name: str
     op: str
     variants: Mapping[str, Adapter]
-    helpers: Mapping[str, str] = field(default_factory=dict)
+    helpers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
 
     def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
         """The adapter for the code that ``value`` runs, or the reason why there is none.
@@ -54,7 +54,8 @@ class Form:
             method = name.removeprefix("self.")
             held = getattr(owner, method, None) if method != name else None
             helper = innermost(held or function.__globals__.get(name))
-            if not inspect.isfunction(helper) or fingerprint(helper) != canonical(source):
+            sources = [canonical(s) for s in ((source,) if isinstance(source, str) else source)]
+            if not inspect.isfunction(helper) or fingerprint(helper) not in sources:
                 return f"{name} in {where} is another function than the form {self.name} calls"
         return adapter
 
@@ -89,11 +90,28 @@ def build(adapter: Adapter, site: Site) -> Callable[..., Any]:
     wanted, given = _parameters(innermost(site.original)), _parameters(replacement)
     if given != wanted and [kind for _, kind, _ in given[-2:]] != _ANYTHING:
         raise TypeError(f"{adapter.__qualname__} takes {given}, but the original takes {wanted}")
+    replacement = _checkpointing(replacement, site.original)
     keep = ("__dict__",) if inspect.isfunction(site.original) else ()
     update_wrapper(replacement, site.original, updated=keep)
     replacement.__hf_kernel_patch__ = site  # type: ignore[attr-defined]
     site.replacement = replacement
     return replacement
+
+
+def _checkpointing(replacement: Callable[..., Any], original: Any) -> Callable[..., Any]:
+    """The replacement in the wrapper that checkpoints a layer, if the original is in it.
+
+    Since 5.23 transformers puts it around the forward of every class of layers, which is how to
+    come by one; before, the layers' ``__call__`` does the same.
+    """
+    code = getattr(original, "__code__", None)
+    if code is None or not code.co_qualname.startswith("GradientCheckpointingLayer."):
+        return replacement
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    kind: Any = type("Layer", (GradientCheckpointingLayer,), {"forward": replacement})
+    wrapped: Callable[..., Any] = kind.forward
+    return wrapped
 
 
 _ANYTHING = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]

@@ -33,6 +33,20 @@ _PARTIAL = """
     k_embed = torch.cat([(k_rot * cos) + (rotate_half(k_rot) * sin), k_pass], dim=-1)
     return q_embed, k_embed
 """
+_PARTIAL_IN_TWO_STEPS = """
+    cos = cos.unsqueeze(unsqueeze_dim)
+    sin = sin.unsqueeze(unsqueeze_dim)
+    rotary_dim = cos.shape[-1]
+    q_rot, q_pass = q[..., :rotary_dim], q[..., rotary_dim:]
+    k_rot, k_pass = k[..., :rotary_dim], k[..., rotary_dim:]
+    q_embed = (q_rot * cos) + (rotate_half(q_rot) * sin)
+    k_embed = (k_rot * cos) + (rotate_half(k_rot) * sin)
+    q_embed = torch.cat([q_embed, q_pass], dim=-1)
+    k_embed = torch.cat([k_embed, k_pass], dim=-1)
+    return q_embed, k_embed
+"""
+#: The whole function, as other forms call it.
+FULL = (_V4 + _FULL, _V5 + _FULL)
 # OLMo2 casts back to q's and k's dtype, which matters where cos and sin are float32.
 _CAST = """
     q_type, k_type = q.dtype, k.dtype
@@ -74,11 +88,13 @@ def _v5(cast: bool) -> Adapter:
     return adapter
 
 
-def _form(name: str, body: str, cast: bool = False) -> Form:
-    variants = {_V4 + body: _v4(cast), _V5 + body: _v5(cast)}
+def _form(name: str, *bodies: str, cast: bool = False) -> Form:
+    variants = {
+        head + body: adapter(cast) for body in bodies for head, adapter in ((_V4, _v4), (_V5, _v5))
+    }
     return register_form(Form(name, "rope", variants, {"rotate_half": ROTATE_HALF}))
 
 
 _form("rope.full", _FULL)
-_form("rope.partial", _PARTIAL)
+_form("rope.partial", _PARTIAL, _PARTIAL_IN_TWO_STEPS)
 _form("rope.cast", _CAST, cast=True)

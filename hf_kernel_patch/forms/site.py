@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hf_kernel_patch.registry import Kernel
@@ -28,6 +28,7 @@ class Site:
         "explicit",
         "kernel",
         "name",
+        "on_release",
         "op",
         "options",
         "original",
@@ -50,6 +51,8 @@ class Site:
         self.options = {**kernel.options, **(options or {})}
         self.replacement: Any = None
         self.active = 0
+        #: What to do when the last patch lets go of the site.
+        self.on_release: Callable[[], None] | None = None
         #: One for each patch that holds the site, so that each counts its own calls.
         self.counters: list[Counter[str]] = []
         from hf_kernel_patch.ops.guard import why_not
@@ -64,10 +67,24 @@ class Site:
         if not self.active:
             return True
         reason = unless or self._guard(self.kernel, arguments) or self.kernel.refuse(*arguments)
+        self.count(reason or SERVED)
+        return reason is not None
+
+    def why_not(self, *tensors: Any) -> str | None:
+        """Why torch's state or these tensors send a call to the original, whatever the op."""
+        return self._guard(self.kernel, tensors)
+
+    def count(self, outcome: str) -> None:
+        """Count a call, where calls are counted."""
         if counting:
             for counter in self.counters:
-                counter[reason or SERVED] += 1
-        return reason is not None
+                counter[outcome] += 1
+
+    def release(self) -> None:
+        """One patch less holds the replacement in force."""
+        self.active = max(0, self.active - 1)
+        if not self.active and self.on_release is not None:
+            self.on_release()
 
 
 def site_of(value: Any) -> Site | None:

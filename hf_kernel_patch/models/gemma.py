@@ -8,6 +8,7 @@ ARCHITECTURE = Architecture(
         "GemmaRMSNorm.forward": "rms_norm.gemma",
         "apply_rotary_pos_emb": "rope.full",
         "GemmaMLP.forward": "swiglu.gate_up_down",
+        "GemmaDecoderLayer.forward": "decoder_layer.pre_norm",
         "GemmaForCausalLM.forward": "causal_lm.dense",
     },
 )

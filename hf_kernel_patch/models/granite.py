@@ -8,6 +8,7 @@ ARCHITECTURE = Architecture(
         "GraniteRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
         "GraniteMLP.forward": "swiglu.gate_up_down",
+        "GraniteDecoderLayer.forward": ("decoder_layer.scaled", ">=5"),
         "GraniteForCausalLM.forward": "causal_lm.scaled",
     },
 )

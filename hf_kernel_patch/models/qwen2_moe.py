@@ -9,7 +9,9 @@ ARCHITECTURE = Architecture(
         "apply_rotary_pos_emb": "rope.full",
         "Qwen2MoeMLP.forward": "swiglu.gate_up_down",
         "Qwen2MoeExperts.forward": ("moe.stacked", ">=5"),
+        "Qwen2MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "Qwen2MoeSparseMoeBlock.forward": ("moe.list_shared", "<5"),
+        "Qwen2MoeDecoderLayer.forward": ("decoder_layer.pre_norm", ">=5"),
         "Qwen2MoeForCausalLM.forward": "causal_lm.moe",
     },
 )

@@ -31,15 +31,20 @@ class Architecture:
         name: the ``model_type`` of its config in transformers.
         rows: qualified name -> form, or (form, range of transformers versions).
         module: the modelling module; by default the one of transformers with that name.
+        transformers: the range of versions that have the model, for rows without one.
     """
 
     def __init__(
-        self, name: str, rows: Mapping[str, str | tuple[str, str]], module: str | None = None
+        self,
+        name: str,
+        rows: Mapping[str, str | tuple[str, str]],
+        module: str | None = None,
+        transformers: str = "",
     ):
         self.name = name
         self.module = module or f"transformers.models.{name}.modeling_{name}"
         self.targets = tuple(
-            Target(self.module, qualname, *((row,) if isinstance(row, str) else row))
+            Target(self.module, qualname, *((row, transformers) if isinstance(row, str) else row))
             for qualname, row in rows.items()
         )
 

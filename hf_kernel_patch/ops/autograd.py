@@ -7,6 +7,54 @@ from typing import Any
 
 import torch
 
+Tensors = tuple[torch.Tensor, ...]
+#: The gradients of an op's tensors; None for one that needs none.
+Gradients = Sequence[torch.Tensor | None]
+
+
+def differentiable(
+    forward: Callable[[Tensors, tuple[Any, ...]], tuple[torch.Tensor, Tensors]],
+    backward: Callable[
+        [torch.Tensor, Tensors, Tensors, tuple[Any, ...], tuple[bool, ...]], Gradients
+    ],
+    plain: Callable[[Tensors, tuple[Any, ...]], torch.Tensor],
+) -> Callable[[Tensors, tuple[Any, ...]], torch.Tensor]:
+    """An op of one output with a backward written by hand, as ``function(tensors, options)``.
+
+    Args:
+        forward: (tensors, options) -> the output, and what the backward needs beside the tensors.
+        backward: (gradient of the output, tensors, what was kept, options, which of the tensors
+            need a gradient) -> their gradients, in the tensors' dtypes.
+        plain: the same op in plain PyTorch, for gradients of gradients.
+
+    Without a gradient to compute there is no graph and nothing is kept.
+    """
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, options: tuple[Any, ...], *tensors: torch.Tensor) -> torch.Tensor:
+            out, kept = forward(tensors, options)
+            ctx.save_for_backward(*tensors, *kept)
+            ctx.options, ctx.count = options, len(tensors)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> Any:
+            saved = ctx.saved_tensors  # once: checkpointing recomputes at every look
+            tensors, kept = saved[: ctx.count], saved[ctx.count :]
+            if torch.is_grad_enabled():
+                again = eager_gradients(lambda *t: plain(t, ctx.options), tensors, (grad,))
+                return None, *again
+            return None, *backward(grad, tensors, kept, ctx.options, ctx.needs_input_grad[1:])
+
+    def function(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            out: torch.Tensor = Function.apply(options, *tensors)
+            return out
+        return forward(tensors, options)[0]
+
+    return function
+
 
 def eager_gradients(
     function: Callable[..., Any],

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 import hf_kernel_patch
+from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from tests.forms.test_forms import ROPE, rope_inputs
+from tests.probes import watched_kernel
 from tests.tiny import (
     TRANSFORMERS_5,
     largest_error,
@@ -197,16 +199,68 @@ def test_another_activation_is_not_taken_for_silu() -> None:
     assert "ReLU" in next(iter(reasons(report)))
 
 
+def test_a_gate_of_another_activation_is_not_taken_for_silu() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    if not hasattr(norm, "activation"):
+        pytest.skip("this transformers has silu alone")
+    norm.activation = "relu"
+    x, gate = torch.randn(2, 5, 16)
+    eager = norm(x, gate)
+    with hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True) as report:
+        assert torch.equal(norm(x, gate), eager)
+    assert reasons(report) == {"the gate's activation is relu, not silu": 1}
+
+
+def test_without_a_gate_the_original_says_what_it_says() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    with pytest.raises(Exception) as eager:
+        norm(torch.randn(5, 16))
+    patched = hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True)
+    with patched, pytest.raises(type(eager.value)) as inside:
+        norm(torch.randn(5, 16))
+    message = str(eager.value).partition("Qwen3NextRMSNormGated.")[2]
+    assert message in str(inside.value)
+
+
+def test_a_gate_that_is_broadcast_is_handed_back() -> None:
+    norm = modelling("qwen3_next").Qwen3NextRMSNormGated(16)
+    x, gate = torch.randn(5, 16), torch.randn(1, 16)
+    eager = norm(x, gate)
+    with hf_kernel_patch.patched("rms_norm", models="qwen3_next", strict=True) as report:
+        assert torch.equal(norm(x, gate), eager)
+    assert reasons(report) == {"the gate has another shape than x": 1}
+
+
+def test_a_kernel_that_knows_no_gate_gets_none() -> None:
+    def five(x: Any, weight: Any, eps: float, offset: float, cast_first: bool) -> torch.Tensor:
+        return rms_norm(x, weight, eps, offset, cast_first)
+
+    def refuse(cls: Any, x: Any, weight: Any, eps: Any, offset: Any, cast_first: Any) -> None:
+        return None
+
+    model = tiny_model("qwen3_next")
+    eager = model(tokens()).logits
+    for members in ({"function": five}, {"refuse": classmethod(refuse)}):
+        chosen = {"include": "own_rmsnorm", "models": "qwen3_next"}
+        with watched_kernel(**members), hf_kernel_patch.patched(**chosen) as report:
+            assert torch.equal(model(tokens()).logits, eager)
+        assert reasons(report) == {"own_rmsnorm takes no gate": 1}
+        assert {row.site.rpartition("RMSNorm")[2]: row.served for row in report} == {
+            ".forward": 7,
+            "Gated.forward": 0,
+        }
+
+
 @pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has no choice of experts")
 def test_an_experts_implementation_that_was_asked_for_is_kept_unless_the_op_is_named() -> None:
     model = tiny_model("qwen3_moe", experts_implementation="eager")
     with hf_kernel_patch.patched(models="qwen3_moe") as report:
         model(tokens())
-    (row,) = (row for row in report if row.op == "moe")
+    row = next(row for row in report if row.site.endswith("Experts.forward"))
     assert row.handed_back == {"experts_implementation='eager' was asked for": 2}
     with hf_kernel_patch.patched("moe", models="qwen3_moe") as report:
         model(tokens())
-    assert [row.served for row in report] == [2]
+    assert [row.served for row in report if row.site.endswith("Experts.forward")] == [2]
 
 
 class Tagged(torch.Tensor):

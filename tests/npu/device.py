@@ -15,6 +15,7 @@ KERNELS = {
     "rope": "npu_fused_rope",
     "swiglu": "npu_fused_swiglu",
     "moe": "npu_fused_moe",
+    "add_rms_norm": "npu_fused_add_rmsnorm",
 }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_kernel_patch.ops.moe import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
@@ -218,6 +219,49 @@ def test_without_other_ranks_stacked_experts_never_wait_for_the_device() -> None
     assert not {"_local_scalar_dense", "nonzero", "bincount", "max", "item"} & found.keys()
 
 
+def test_autocast_leaves_stacked_experts_in_their_dtype_as_transformers_does() -> None:
+    for dtype, hidden in ((F32, F32), (BF16, F32), (BF16, BF16)):
+        experts = Experts(6, tokens=40, dtype=dtype)
+        experts.hidden = experts.hidden.detach().to(hidden).requires_grad_()
+        with torch.autocast("npu", dtype=F16):
+            assert kernel_of("moe").refuse(*experts.stacked()) is None
+            found = function_of("moe")(*experts.stacked())
+        assert found.dtype == hidden
+        limit = 1e-6 if dtype is F32 else 2e-2
+        assert error(found.detach().cpu(), truth_of(experts.stacked())) <= limit
+        found.sum().backward()
+        grads = experts.hidden.grad, experts.gate_up.grad, experts.down.grad
+        assert [grad.dtype for grad in grads] == [hidden, dtype, dtype]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_lists_of_experts_under_autocast_are_no_further_from_the_truth(dtype: torch.dtype) -> None:
+    def moved(leaf: Any) -> Any:
+        here = leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf
+        wide = isinstance(leaf, torch.Tensor) and leaf.requires_grad
+        return here.double().requires_grad_() if wide else here
+
+    def run(function: Any, arguments: tuple[Any, ...], autocast: bool = True) -> list[torch.Tensor]:
+        with torch.autocast("npu", dtype=dtype, enabled=autocast):
+            out = function(*arguments)
+        leaves = [leaf for leaf in tree_leaves(arguments) if getattr(leaf, "requires_grad", False)]
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        assert all(grad.dtype == leaf.dtype for grad, leaf in zip(grads, leaves, strict=True))
+        return [out.detach().cpu(), *(grad.cpu() for grad in grads)]
+
+    arguments = Experts(6, tokens=40).listed()
+    assert kernel_of("moe").refuse(*arguments) is None
+    reset_calls()
+    found = run(function_of("moe"), arguments)
+    assert calls()["npu_grouped_matmul"] == 9  # which lists in float32 do not have
+    eager = run(reference.moe, arguments)  # its products are autocast's
+    wide = functools.partial(reference.moe, dtype=torch.float64)
+    truth = run(wide, tree_map(moved, arguments), autocast=False)
+    assert found[0].dtype == F32
+    for ours, theirs, right in zip(found, eager, truth, strict=True):
+        assert error(ours, right) <= (1.1 + 5 / right.numel() ** 0.5) * error(theirs, right)
+
+
 def test_experts_that_the_operators_do_not_take_go_back() -> None:
     def why(arguments: tuple[Any, ...], **changes: Any) -> str:
         names = ("hidden", "index", "weights", "gate_up", "down", "activation")
@@ -237,5 +281,3 @@ def test_experts_that_the_operators_do_not_take_go_back() -> None:
     assert "under 65536" in why(plain, gate_up=wide)
     many = torch.empty(1025, 2, 1, device="npu")
     assert "1024 experts" in why(plain, gate_up=many, down=many.mT.contiguous())
-    with torch.autocast("npu", dtype=F16):
-        assert "autocast" in why(plain)

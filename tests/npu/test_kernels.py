@@ -7,62 +7,30 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_map
 
 from tests.npu.device import drawn, function_of, kernel_of, used
+from tests.npu.test_rope import rotary
 from tests.npusim import calls, reset_calls
-from tests.ops import test_moe, test_rms_norm, test_rope, test_swiglu
+from tests.ops import test_add_rms_norm, test_moe, test_rms_norm, test_rope, test_swiglu
 from tests.ops.checks import (
     BF16,
     F16,
     F32,
-    FEW,
-    FLOOR,
     Case,
-    _finite,
-    _narrowest,
-    _truth,
-    _upstream,
+    check_backend,
+    check_double_backward,
     check_saves_nothing,
-    run,
 )
 from tests.tiny import error
 
-TABLES = (test_rms_norm, test_rope, test_swiglu, test_moe)
+TABLES = (test_rms_norm, test_add_rms_norm, test_rope, test_swiglu, test_moe)
 
 
 @pytest.mark.parametrize(
     "case", [case for table in TABLES for case in table.CASES], ids=lambda case: f"{case.op}-{case}"
 )
-def test_kernel_is_no_further_from_the_truth_than_hugging_face_on_the_cpu(case: Case) -> None:
-    kernel = kernel_of(case.op)
-    arguments, options = inputs = case.inputs("npu")
-    if why := kernel.refuse(*arguments, **options):
-        pytest.skip(f"handed back to the original: {why}")
-    upstream = _upstream(run(case.original, case.inputs("cpu")))
-    eager = run(case.original, case.inputs("cpu"), upstream)
-    truth = _truth(case, upstream)
-    found = run(kernel.load(), inputs, [grad.npu() for grad in upstream])
-    tracked, wanted = ([out.requires_grad for out in one.outputs] for one in (found, truth))
-    # The host does not know that no expert of this rank was chosen, and so nothing needs gradients.
-    assert tracked == wanted or (case.op == "moe" and not (case.inputs("cpu")[0][1] < 5).any())
-    for (name, ours), (_, theirs), (_, wide) in zip(
-        found.tensors(), eager.tensors(), truth.tensors(), strict=True
-    ):
-        if ours is None or theirs is None:
-            assert all(grad is None or not grad.any() for grad in (ours, theirs)), name
-            continue
-        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
-        ours = ours.cpu()
-        for test in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(test(ours), test(theirs)), (name, test.__name__)
-        ours, theirs, wide = _finite(theirs, ours, theirs, wide)
-        size = max(1, min(ours.numel(), arguments[0].numel()))
-        floor = FLOOR[ours.dtype] * torch.finfo(ours.dtype).eps
-        if size < 16:
-            floor = FEW * torch.finfo(_narrowest(inputs, found)).eps
-        limit = (1.1 + 5 / size**0.5) * error(theirs, wide) + floor
-        assert error(ours, wide) <= limit, f"{name}: {error(ours, wide)} > {limit}"
+def test_kernel_is_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
+    check_backend(kernel_of(case.op), case)
 
 
 PLAIN = [
@@ -73,30 +41,10 @@ PLAIN = [
 ]
 
 
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
 @pytest.mark.parametrize("case", PLAIN, ids=lambda case: f"{case.op}-{case}")
-def test_gradients_of_gradients_are_the_ones_of_the_cpu(case: Case) -> None:
-    def penalty(function: Callable[..., Any], device: str) -> list[torch.Tensor]:
-        arguments, options = case.inputs(device)
-        leaves: list[torch.Tensor] = []
-        tree_map(
-            lambda leaf: leaves.append(leaf) if getattr(leaf, "requires_grad", False) else None,
-            (arguments, options),
-        )
-        outputs = function(*arguments, **options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        first = torch.autograd.grad(
-            sum((out * out).sum() for out in outputs), leaves, create_graph=True
-        )
-        return list(torch.autograd.grad(sum((g * g).sum() for g in first), leaves))
-
-    found = penalty(function_of(case.op), "npu")
-    for ours, theirs in zip(found, penalty(case.original, "cpu"), strict=True):
-        assert error(ours.cpu(), theirs) <= 2e-6
-
-
-@pytest.mark.parametrize("case", PLAIN, ids=lambda case: f"{case.op}-{case}")
-def test_nothing_is_kept_without_gradients(case: Case) -> None:
-    check_saves_nothing(kernel_of(case.op), case)
+def test_kernel_holds(check: Callable[..., None], case: Case) -> None:
+    check(kernel_of(case.op), case)
 
 
 # rms_norm
@@ -115,6 +63,48 @@ def test_rms_norm_is_one_operator_forward_and_one_backward(dtypes: Any, offset: 
     assert not {"rsqrt", "pow.Tensor_Scalar", "mean.dim"} & found.keys()
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("grads", [(True, True, True), (False, True, False), (False, False, True)])
+def test_gated_rms_norm_has_no_eager_norm_in_it(
+    dtype: torch.dtype, grads: tuple[bool, bool, bool]
+) -> None:
+    x, gate = (drawn(5, 64, dtype=dtype, seed=i, grad=grads[i]) for i in range(2))
+    weight = drawn(64, dtype=dtype, grad=grads[2])
+    reset_calls()
+    out = function_of("rms_norm")(x, weight, 1e-6, 0.0, True, gate)
+    out.backward(torch.ones_like(out))
+    found = calls()
+    assert found["npu_rms_norm"] == 1 + grads[1]  # the gate's gradient needs the norm again
+    assert found.get("npu_rms_norm_backward", 0) == (grads[0] or grads[2])
+    assert not {"rsqrt", "pow.Tensor_Scalar", "mean.dim"} & found.keys()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_add_rms_norm_is_one_operator_forward_and_one_backward(dtype: torch.dtype) -> None:
+    x, residual, weight = drawn(5, 64, dtype=dtype), drawn(5, 64, dtype=dtype, seed=1), drawn(64)
+    weight = weight.detach().to(dtype).requires_grad_()
+    reset_calls()
+    total, normed = function_of("add_rms_norm")(x, residual, weight, 1e-6)
+    assert calls() == {"npu_add_rms_norm": 1}
+    torch.autograd.backward((total, normed), (total.detach(), normed.detach()))
+    assert calls()["npu_rms_norm_backward"] == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "residual", "weight", "why"),
+    [
+        ((2, 64), (1, 64), (64,), "the residual differ in shape"),
+        ((64,), (64,), (64,), "2 to 8"),
+        ((2, 64), (2, 64), (1,), "the weight"),
+    ],
+)
+def test_add_rms_norm_that_the_operator_does_not_take_goes_back(
+    x: Any, residual: Any, weight: Any, why: str
+) -> None:
+    refused = kernel_of("add_rms_norm").refuse(drawn(*x), drawn(*residual), drawn(*weight), 1e-6)
+    assert refused is not None and why in refused
+
+
 def test_gemmas_weight_is_not_rounded_when_one_is_added() -> None:
     x = drawn(4, 64, dtype=BF16, grad=False)
     weight = torch.full((64,), 2.0**-10, device="npu", dtype=BF16)
@@ -131,84 +121,6 @@ def test_gemmas_weight_is_not_rounded_when_one_is_added() -> None:
 def test_rms_norm_that_the_operator_does_not_take_goes_back(x: Any, weight: Any, why: str) -> None:
     refused = kernel_of("rms_norm").refuse(drawn(*x), drawn(*weight), 1e-6, 0.0, True)
     assert refused is not None and why in refused
-
-
-# rope
-
-
-def rotary(
-    q: torch.Tensor, batch: int = 1, width: int = 64, heads: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    angles = drawn(batch, q.shape[3 - heads], width // 2, seed=5, grad=False).float()
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_rope_turns_attentions_q_and_k_without_a_copy(grad: bool) -> None:
-    q, k = drawn(2, 9, 4, 64, grad=grad), drawn(2, 9, 2, 64, seed=1, grad=grad)
-    cos, sin = rotary(q, heads=2)
-
-    def step() -> None:
-        turned, other = function_of("rope")(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-        assert turned.stride() == q.transpose(1, 2).stride()
-        if grad:
-            torch.autograd.backward((turned, other), (turned.detach(), other.detach()))
-
-    found = used(step)
-    assert found.pop("npu_rotary_mul") == (4 if grad else 2)
-    assert found.keys() <= {"roll", "neg"}
-
-
-def test_rope_of_one_token_and_many_sequences_is_served() -> None:
-    q, k = drawn(9, 1, 8, 64, grad=False), drawn(9, 1, 2, 64, seed=1, grad=False)
-    cos, sin = rotary(q, batch=9, heads=2)
-    arguments = q.transpose(1, 2), k.transpose(1, 2), cos, sin, 1, False
-    assert kernel_of("rope").refuse(*arguments) is None
-    case = test_rope.case("llama")
-    for ours, theirs in zip(
-        function_of("rope")(*arguments),
-        case.original(*(tree_map(lambda x: getattr(x, "cpu", lambda: x)(), arguments))),
-        strict=True,
-    ):
-        assert error(ours.cpu(), theirs) <= 1e-6
-
-
-def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
-    q, k = drawn(2, 4, 9, 64, grad=False), drawn(2, 2, 9, 64, seed=1, grad=False)
-    cos, sin = rotary(q)
-    assert kernel_of("rope").refuse(q, k, cos, sin, -3) is None
-    for ours, theirs in zip(
-        function_of("rope")(q, k, cos, sin, -3), function_of("rope")(q, k, cos, sin), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("q", "cos", "why"),
-    [
-        ((4, 9, 64), (1, 9, 64), "four dimensions"),
-        ((1, 4, 9, 64), (9, 64), "four dimensions"),
-        ((1, 4, 9, 900), (1, 9, 896), "under 896"),
-        ((1, 1000, 2, 16), (1, 2, 16), "under 1000"),
-        ((1000, 1, 2, 16), (1, 2, 16), "under 1000"),
-        ((2, 4, 9, 15), (1, 9, 15), "odd"),
-        ((2, 4, 9, 16), (1, 9, 32), "wider"),
-        ((2, 4, 9, 16), (1, 1, 16), "every token"),
-        ((2, 4, 0, 16), (1, 0, 16), "nothing to rotate"),
-    ],
-)
-def test_rope_that_the_operator_does_not_take_goes_back(q: Any, cos: Any, why: str) -> None:
-    angles = torch.ones(cos, device="npu")
-    refused = kernel_of("rope").refuse(drawn(*q), drawn(*q), angles, angles, 1, False)
-    assert refused is not None and why in refused
-
-
-def test_rope_with_angles_that_need_a_gradient_goes_back() -> None:
-    q = drawn(1, 4, 9, 64)
-    cos, sin = rotary(q)
-    why = kernel_of("rope").refuse(q, q, cos.requires_grad_(), sin, 1, False)
-    assert why == "cos or sin needs a gradient"
 
 
 # swiglu
@@ -278,21 +190,27 @@ def test_swiglu_that_the_operator_does_not_take_goes_back(
     assert refused is not None and why in refused
 
 
-# all but moe, which goes back under autocast
+# all but moe, whose products are in the dtype that autocast asks for
 
 
-@pytest.mark.parametrize("op", ["rms_norm", "rope", "swiglu"])
+@pytest.mark.parametrize("op", ["rms_norm", "gated rms_norm", "add_rms_norm", "rope", "swiglu"])
 def test_autocast_changes_neither_result_nor_dtype(op: str) -> None:
     arguments: tuple[Any, ...]
-    if op == "rms_norm":
-        arguments = drawn(3, 64, dtype=BF16, grad=False), drawn(64, grad=False), 1e-6
+    if op.endswith("rms_norm"):
+        x, weight = drawn(3, 64, dtype=BF16, grad=False), drawn(64, grad=False)
+        arguments = x, weight, 1e-6
+        if op == "gated rms_norm":
+            arguments = *arguments, 0.0, True, x + 1
+        elif op == "add_rms_norm":
+            arguments = x, x + 1, weight.bfloat16(), 1e-6
     elif op == "rope":
         q = drawn(1, 4, 9, 64, dtype=BF16, grad=False)
         arguments = q, q, *(angles.float() for angles in rotary(q))
     else:
         arguments = drawn(3, 64, grad=False), drawn(3, 64, seed=1, grad=False)
-    plain = function_of(op)(*arguments)
+    function = function_of(op.removeprefix("gated "))
+    plain = function(*arguments)
     with torch.autocast("npu", dtype=BF16):
-        inside = function_of(op)(*arguments)
-    pairs = zip(plain, inside, strict=True) if op == "rope" else [(plain, inside)]
+        inside = function(*arguments)
+    pairs = zip(plain, inside, strict=True) if isinstance(plain, tuple) else [(plain, inside)]
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
-from hf_kernel_patch.models import Architecture, architectures
-from tests import tiny
+from tests.npusim import reset_calls
 from tests.probes import places
 from tests.tiny import (
+    ARCHITECTURES,
     TRANSFORMERS_5,
     error,
     largest_error,
@@ -23,62 +23,35 @@ from tests.tiny import (
     tokens,
 )
 
-#: What Qwen3-Next has of the forms here; its rotary function and gated norm are of no form yet.
-QWEN3_NEXT = Architecture(
-    "qwen3_next",
-    {
-        "Qwen3NextRMSNorm.forward": "rms_norm.gemma",
-        "Qwen3NextMLP.forward": "swiglu.gate_up_down",
-        "Qwen3NextExperts.forward": "moe.stacked",
-    },
-)
-QWEN3_NEXT_SIZES = {
-    **tiny._EXPERTS,
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-}
 #: Fused operator -> the architectures of two layers and its calls in one forward.
 FORWARD = {
     "npu_rms_norm": {
         **dict.fromkeys(("llama", "qwen2", "mixtral"), 5),
         **dict.fromkeys(("qwen3", "qwen3_moe", "gemma2"), 9),
-        "qwen3_next": 7,
+        **dict.fromkeys(("qwen3_next", "qwen3_5"), 8),
     },
-    "npu_rotary_mul": dict.fromkeys(
-        ("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2"), 4
-    ),
+    "npu_rotary_mul": {
+        **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2"), 4),
+        **dict.fromkeys(("qwen3_next", "qwen3_5"), 2),
+    },
     "npu_swiglu": {
-        **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral"), 2),
+        **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "qwen3_5"), 2),
         "qwen3_next": 4,
     },
     "npu_moe_token_permute": dict.fromkeys(("qwen3_moe", "mixtral", "qwen3_next"), 2),
     "npu_moe_token_unpermute": dict.fromkeys(("qwen3_moe", "mixtral", "qwen3_next"), 2),
 }
-NAMES = ("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "mixtral", "gemma2")
+WANTED = ("llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5", "mixtral", "gemma2")
+NAMES = tuple(name for name in WANTED if name in ARCHITECTURES)
 #: Operators of the eager norm, activation and expert loop, and of rotate_half.
 EAGER = {"rsqrt", "silu", "one_hot", "nonzero", "index_add_", "index_add", "neg"}
+#: What linear attention has of these beside its gated norm, in its one layer: norms of query and
+#: key without a weight, and silu after the convolution; and the gate's silu.
+LINEAR_ATTENTION = {"rsqrt": 2, "silu": 2}
 STEPS = 10
 
 
-@pytest.fixture(autouse=True)
-def known_qwen3_next(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The table of a user's own, for the tests here."""
-    monkeypatch.setitem(tiny._OWN, "qwen3_next", QWEN3_NEXT_SIZES)
-    hf_kernel_patch.register_model(QWEN3_NEXT)
-    yield
-    del architectures()["qwen3_next"]
-
-
-def skip_unless_there(name: str) -> None:
-    if name == "qwen3_next" and not TRANSFORMERS_5:
-        pytest.skip("the experts of Qwen3-Next are stacked in transformers 5 alone")
-
-
 def saved(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    skip_unless_there(name)
     tiny_model(name, dtype).save_pretrained(folder)
     return folder
 
@@ -89,7 +62,8 @@ def loaded(folder: Path, device: str) -> Any:
 
 def trained(model: Any) -> list[dict[str, torch.Tensor]]:
     """The loss and every gradient of ten steps of AdamW, on the CPU."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    # eps: or an element whose gradient is mostly rounding moves by a step as long as any other's.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
     found = []
     for step in range(STEPS):
         ids = tokens(seed=step).to(model.device)
@@ -126,14 +100,13 @@ def test_ten_steps_of_training_agree_with_the_cpus(name: str, tmp_path: Path) ->
         assert largest_error(one[0], on_cpu[0]) < 3e-6
         for step, (ours, theirs) in enumerate(zip(one, on_cpu, strict=True)):
             assert error(ours["loss"], theirs["loss"]) < 1e-6, step
-            assert largest_error(ours, theirs) < 1e-4, step
+            assert largest_error(ours, theirs) < 5e-5, step
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_fused_operator_runs_and_nothing_eager_is_left(
     name: str, calls: Callable[[], dict[str, int]]
 ) -> None:
-    skip_unless_there(name)
     with hf_kernel_patch.patched("auto", models=name, strict=True):
         model = tiny_model(name).to("npu")
         before = calls()
@@ -159,8 +132,12 @@ def test_every_fused_operator_runs_and_nothing_eager_is_left(
         assert both.get("npu_grouped_matmul", 0) == (3 * products if products else 3) * layers
         assert both["npu_moe_token_permute_grad"] == layers
         assert both["npu_moe_token_unpermute_grad"] == layers
-    if name != "qwen3_next":  # its linear attention has norms and turns of its own
-        assert not EAGER & ran.keys()
+    left = {op: ran[op] for op in EAGER if ran.get(op)}
+    if name in ("qwen3_next", "qwen3_5"):
+        assert left.pop("neg") in (1, 2)  # the decay and, before 5.17, a mask; a rotary has 2 more
+        assert left == LINEAR_ATTENTION
+    else:
+        assert not left
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,9 +153,60 @@ def test_generated_tokens_are_the_cpus(name: str, tmp_path: Path) -> None:
     assert [row.op for row in report if row.handed_back] == ["swiglu"] * (name == "gemma2")
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling"),
+    [("llama", YARN), ("qwen3", YARN), ("phi3", LONG)],
+    ids=["llama-yarn", "qwen3-yarn", "phi3-longrope"],
+)
+def test_scaled_angles_are_served_and_read_once_a_forward(
+    name: str, scaling: dict[str, Any], calls: Callable[[], dict[str, int]]
+) -> None:
+    options = {"max_new_tokens": 4, "do_sample": False}
+    model = tiny_model(name, rope_scaling=scaling, original_max_position_embeddings=16)
+    assert model.model.rotary_emb.attention_scaling > 1.1
+    on_cpu, generated = one_step(model), model.generate(tokens(), **options)
+    model.zero_grad()
+    model.to("npu")
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("rope", models=name, strict=True) as report:
+        reset_calls()
+        inside = one_step(model)
+        ran = calls()
+        assert torch.equal(model.generate(tokens().npu(), **options).cpu(), generated)
+    assert largest_error(inside, on_cpu) < 3e-6
+    assert ran["npu_rotary_mul"] == 8
+    assert ran["amax"] == 2  # of cos and of sin, for both layers, forward and backward
+    assert all(row.served and not row.handed_back for row in report)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "granite"])
+def test_the_loss_without_logits_is_served_in_plain_pytorch(name: str) -> None:
+    model = tiny_model(name).train()
+    ids = tokens()
+    labels = ids.masked_fill(ids % 3 == 0, -100)
+
+    def step() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss = model(ids.to(model.device), labels=labels.to(model.device)).loss
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return {n: t.detach().cpu().clone() for n, t in {**grads, "loss": loss}.items()}
+
+    on_cpu = step()
+    model.to("npu")
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("linear_cross_entropy", models=name, strict=True) as report:
+        inside = step()
+    assert [row.served for row in report] == [1]
+    assert largest_error(inside, on_cpu) < 3e-6
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_unpatch_restores_every_place_and_result(name: str) -> None:
-    skip_unless_there(name)
     model = tiny_model(name).to("npu")
     before, eager = places(), one_step(model)
     hf_kernel_patch.patch_transformers("auto", models=name, strict=True)
@@ -190,7 +218,7 @@ def test_unpatch_restores_every_place_and_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "qwen3_next"])
 def test_half_precision_is_no_further_from_the_truth_than_eager(
     name: str, dtype: torch.dtype
 ) -> None:
@@ -200,12 +228,15 @@ def test_half_precision_is_no_further_from_the_truth_than_eager(
     with hf_kernel_patch.patched("auto", models=name, strict=True):
         inside = one_step(model)
     truth = one_step(tiny_model(name, dtype).float())
-    ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
+    # Qwen3-Next's own linear attention of 4.57 has gradients in float16 that are NaN.
+    finite = [n for n in truth if eager[n].isfinite().all()]
+    assert len(finite) > 10
+    ours, theirs = (sum(error(f[n], truth[n]) for n in finite) for f in (inside, eager))
     assert ours <= 1.1 * theirs
     assert error(inside["logits"], truth["logits"]) <= 1.1 * error(eager["logits"], truth["logits"])
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "qwen3_next"])
 def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
     model = tiny_model(name).to("npu")
     truth = one_step(tiny_model(name))
@@ -217,8 +248,5 @@ def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
             inside = one_step(model)
     ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
     assert ours <= 1.1 * theirs
-    for row in report:
-        if row.op == "moe":
-            assert list(row.handed_back) == ["autocast chooses the dtype of the products"]
-        else:
-            assert not row.handed_back
+    assert not any(row.handed_back for row in report)
+    assert all(row.served for row in report if row.op == "moe")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch import devices
@@ -49,6 +51,17 @@ def test_apply_kernel_one_by_one(kernel_id: str, calls: Callable[[], dict[str, i
     assert calls()[operator] == before
 
 
+def test_the_gated_norm_comes_with_the_norm(calls: Callable[[], dict[str, int]]) -> None:
+    model = tiny_model("qwen3_next").to("npu")
+    hf_kernel_patch.count_calls()
+    hf_kernel_patch.apply_kernel("npu_fused_rmsnorm", model=model)
+    forward(model)
+    rows = {row.site.rpartition("Qwen3Next")[2]: row.served for row in hf_kernel_patch.status()}
+    hf_kernel_patch.unpatch(model)
+    assert rows == {"RMSNorm.forward": 7, "RMSNormGated.forward": 1}
+    assert calls()["npu_rms_norm"] == 8
+
+
 def test_apply_default_kernels_takes_them_all(calls: Callable[[], dict[str, int]]) -> None:
     model = hf_kernel_patch.apply_default_kernels(tiny_model("qwen3_moe").to("npu"), "auto")
     forward(model)
@@ -69,6 +82,17 @@ def test_patching_before_the_model_is_moved_serves_it_once_it_is(
         forward(model.to("npu"))
         assert all(row.served for row in report)
     assert calls()["npu_rms_norm"] == 5
+
+
+def test_one_model_patched_on_the_cpu_is_served_once_it_is_moved(
+    calls: Callable[[], dict[str, int]],
+) -> None:
+    model = hf_kernel_patch.apply_default_kernels(tiny_model("llama"))
+    forward(model)
+    assert not calls().get("npu_rms_norm")
+    forward(model.to("npu"))
+    assert (calls()["npu_rms_norm"], calls()["npu_rotary_mul"], calls()["npu_swiglu"]) == (5, 4, 2)
+    hf_kernel_patch.unpatch(model)
 
 
 def test_a_layer_that_stays_on_the_cpu_falls_back_and_the_others_are_served(
@@ -120,6 +144,32 @@ def test_weights_that_accelerate_keeps_on_the_cpu_are_served_on_the_device() -> 
     assert listed or sum(row.served for row in report if row.op == "moe") == 2
 
 
+@pytest.mark.parametrize("scope", ["before it is loaded", "when it is loaded", "this model"])
+def test_a_layer_that_the_device_map_puts_on_the_cpu_is_computed_on_the_device(
+    scope: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    model = tiny_model("qwen3")
+    truth = model(tokens()).logits.detach()
+    model.save_pretrained(tmp_path)
+    parts = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = {**dict.fromkeys(parts, "npu:0"), "model.layers.1": "cpu"}
+    hf_kernel_patch.count_calls()
+    if scope == "before it is loaded":
+        hf_kernel_patch.patch_transformers(models="qwen3", strict=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places)
+    if scope == "when it is loaded":
+        hf_kernel_patch.patch_transformers(models="qwen3", strict=True)
+    if scope == "this model":
+        hf_kernel_patch.apply_default_kernels(loaded)
+    assert loaded.hf_device_map["model.layers.1"] == "cpu"
+    inside = loaded(tokens().npu()).logits.detach().cpu()
+    served = {row.op: row.served for row in hf_kernel_patch.status() if row.served}
+    hf_kernel_patch.unpatch()
+    assert error(inside, truth) < 1e-6
+    assert served == {"rms_norm": 9, "rope": 2, "swiglu": 2}
+
+
 NO_PACKAGE = "import sys; sys.modules['torch_npu'] = None\n"
 ASK = """
 import hf_kernel_patch
@@ -135,14 +185,21 @@ except hf_kernel_patch.KernelUnavailableError as error:
 """
 
 
+NO_DEVICE = "from tests.npusim import build; build.preload()\n"
+
+
 @pytest.mark.parametrize(
     ("program", "why"),
-    [(NO_PACKAGE + ASK, "torch_npu"), (ASK, "torch_npu is not usable (ImportError")],
-    ids=["without torch_npu", "without CANN"],
+    [
+        (NO_PACKAGE + ASK, "the package torch_npu is not installed"),
+        (ASK, "torch_npu is not usable (ImportError"),
+        (NO_DEVICE + ASK, "no npu device: the accelerator in use here is 'cpu'"),
+    ],
+    ids=["without torch_npu", "without CANN", "without a device"],
 )
 def test_the_reason_is_named_where_there_is_no_device(program: str, why: str) -> None:
-    done = run_python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    defaults, *reasons = done.stdout.splitlines()
+    done = run_python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0", NPUSIM_DEVICES="0")
+    defaults, *reasons = done.stdout.splitlines()[-3:]  # torch_npu has warnings for the output
     assert not set(IDS) & set(ast.literal_eval(defaults)), done.stderr
     assert len(reasons) == 2, done.stderr
     assert all(why in reason for reason in reasons)

@@ -42,6 +42,11 @@ def rotate(x: tuple[int, ...], cos: tuple[int, ...], mode: str = "half", **angle
     return torch_npu.npu_rotary_mul(some(*x, grad=grad), angle, angle, mode)
 
 
+def rotate_by(angle: float) -> Any:
+    angles = some(1, 3, 1, 32) * angle
+    return torch_npu.npu_rotary_mul(some(1, 3, 2, 32), angles, angles)
+
+
 def rotate_back(x: tuple[int, ...], cos: tuple[int, ...], grad: bool = False) -> Any:
     angle = some(*cos, grad=grad)
     out = torch_npu.npu_rotary_mul(some(*x, grad=True), angle, angle)
@@ -132,6 +137,7 @@ BREACHES: dict[Limit, Callable[[], Any]] = {
     rotary.LAYOUT: lambda: rotate((2, 4, 3, 8), (1, 4, 3, 8)),
     rotary.HALF_SIZES: lambda: rotate((1, 3, 1000, 8), (1, 3, 1, 8)),
     rotary.INTERLEAVE_SIZES: lambda: rotate((10, 3, 100, 8), (1, 3, 1, 8), "interleave"),
+    rotary.RANGE: lambda: rotate_by(1.01),
     rotary.BNSD_ALIGNED: lambda: rotate((5, 5, 3, 32), (1, 1, 3, 32)),
     rotary.BNSD_UNALIGNED: lambda: rotate((2, 2, 48, 8), (1, 1, 48, 8)),
     rotary.BACKWARD_BATCH: lambda: rotate_back((3, 2, 3, 8), (3, 1, 3, 8)),
@@ -207,6 +213,7 @@ WITHIN: dict[str, Callable[[], Any]] = {
     "rotary, BSND that would be too many heads as BNSD": lambda: rotate(
         (5, 3, 5, 32), (1, 3, 1, 32)
     ),
+    "rotary, angles that are NaN": lambda: rotate_by(float("nan")),
     "rotary, one token": lambda: rotate((5, 5, 1, 32), (1, 1, 1, 32)),
     "rotary, cos of every sequence as BNSD": lambda: rotate((5, 5, 6, 32), (5, 1, 6, 32)),
     "rotary, cos of the input's shape": lambda: rotate((5, 5, 3, 32), (5, 5, 3, 32)),

@@ -18,9 +18,10 @@ enum {
     OUT_OF_MEMORY = 207001,
     NOT_SUPPORTED = 500002,
 };
-enum { DEVICES = 1, CORES = 24, GIB = 30, ALIGNMENT = 512 };
+enum { CORES = 24, GIB = 30, ALIGNMENT = 512 };
 
-/* ---- devices and contexts: one device, its context a marker that nobody reads ---- */
+/* ---- devices and contexts: one device, or as many as NPUSIM_DEVICES says, which may be none; a
+ * context is a marker that nobody reads ---- */
 
 static __thread int current_device = -1;
 static int context;
@@ -28,11 +29,17 @@ static int context;
 aclError aclInit(const char *config) { return SUCCESS; }
 aclError aclFinalize(void) { return SUCCESS; }
 
-aclError aclrtGetDeviceCount(uint32_t *count) { *count = DEVICES; return SUCCESS; }
+static int devices(void)
+{
+    const char *wanted = getenv("NPUSIM_DEVICES");
+    return wanted ? atoi(wanted) : 1;
+}
+
+aclError aclrtGetDeviceCount(uint32_t *count) { *count = devices(); return SUCCESS; }
 
 aclError aclrtSetDevice(int device)
 {
-    if (device < 0 || device >= DEVICES)
+    if (device < 0 || device >= devices())
         return INVALID_DEVICE;
     current_device = device;
     return SUCCESS;

@@ -62,8 +62,12 @@ class Outcome:
     gradients: list[torch.Tensor | None] = field(default_factory=list)
 
     def tensors(self) -> list[tuple[str, torch.Tensor | None]]:
-        named = [(f"output {i}", out.detach()) for i, out in enumerate(self.outputs)]
-        return named + [(f"gradient {i}", grad) for i, grad in enumerate(self.gradients)]
+        """By name, on the CPU."""
+        named: list[tuple[str, torch.Tensor | None]] = []
+        named += [(f"output {i}", out.detach().cpu()) for i, out in enumerate(self.outputs)]
+        for i, grad in enumerate(self.gradients):
+            named.append((f"gradient {i}", None if grad is None else grad.cpu()))
+        return named
 
 
 def backends(cases: Iterable[Case]) -> list[Any]:
@@ -158,7 +162,8 @@ def check_double_backward(kernel: Any, case: Case) -> None:
         return list(torch.autograd.grad(sum((g * g).sum() for g in first), leaves))
 
     for ours, theirs in zip(penalty(kernel.load()), penalty(case.original), strict=True):
-        assert error(ours, theirs) <= 2e-6
+        assert ours is not None and theirs is not None
+        assert error(ours.cpu(), theirs.cpu()) <= 2e-6
 
 
 def check_saves_nothing(kernel: Any, case: Case) -> None:
@@ -228,16 +233,19 @@ def _upstream(outcome: Outcome) -> list[torch.Tensor]:
 
 
 def _truth(case: Case, upstream: list[torch.Tensor]) -> Outcome:
-    """The reference in float64 on the very same values."""
+    """The reference in float64 on the very same values; on the CPU, as an npu has no float64."""
     arguments, options = tree_map(_doubled, case.inputs(upstream[0].device.type))
-    wide = [grad.double() for grad in upstream]
-    return run(lambda *a, **k: case.reference(*a, **k, dtype=F64), (arguments, options), wide)
+    wide = [grad.cpu().double() for grad in upstream]
+    found = run(lambda *a, **k: case.reference(*a, **k, dtype=F64), (arguments, options), wide)
+    assert {out.dtype for out in found.outputs} == {F64}
+    return found
 
 
 def _doubled(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-        return leaf.detach().double().requires_grad_(leaf.requires_grad)
-    return leaf
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    here = leaf.detach().cpu()
+    return here.double().requires_grad_(leaf.requires_grad) if here.is_floating_point() else here
 
 
 def _leaves(inputs: Any) -> list[torch.Tensor]:

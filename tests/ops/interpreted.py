@@ -1,19 +1,13 @@
-"""Where Triton kernels are tested: on the GPU, or without one under Triton's interpreter.
-
-Import this before anything that imports triton.
-"""
+"""Where Triton kernels are tested: on the GPU, or without one under Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if GPU else "cpu"

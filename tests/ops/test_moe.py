@@ -11,7 +11,6 @@ import transformers
 from packaging.version import Version
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from hf_kernel_patch.ops.moe import reference
 from tests.ops.checks import (
@@ -194,7 +193,6 @@ def grouped_flop(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[-1]
 
 
-COUNTED = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten._grouped_mm: grouped_flop}
 # Products of (gate_up, down) in one forward and backward: forward, gradient of rows, of weights.
 FROZEN = [
     ("nothing", ALL, 3, 3),
@@ -212,11 +210,15 @@ FROZEN = [
 def test_frozen_tensors_cost_no_product(
     kernel: Any, plain: Case, frozen: str, grads: Any, first: int, second: int
 ) -> None:
+    # At import it would bring triton, before the tests of Triton kernels choose its interpreter.
+    from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+
+    counted = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten._grouped_mm: grouped_flop}
     listed = "list" in str(plain)
     wanted = case("several experts", listed=listed, sizes=EVEN, grads=grads)
     arguments, _ = wanted.inputs(device_of(kernel))
     rows, (size, width) = arguments[1].numel(), EVEN
-    with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         kernel.load()(*arguments).sum().backward()
     combine = 2 * rows * size
     products = rows * size * width * 2 * (2 * first + second)

@@ -1,4 +1,4 @@
-"""rms_norm: the reference and every backend against LlamaRMSNorm, GemmaRMSNorm and Olmo2RMSNorm."""
+"""rms_norm: the reference and every backend against Hugging Face, with and without a gate."""
 
 from __future__ import annotations
 
@@ -60,7 +60,75 @@ def case(
     return Case(f"{flavour}-{shown}-{kinds}", "rms_norm", inputs, original, exact=True)
 
 
+def gated_case(
+    shape: tuple[int, ...] = (3, 7, 61),
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype] = (F32, F32, F32),
+    layouts: tuple[str, str] = ("contiguous", "contiguous"),
+    grads: tuple[bool, bool, bool] = (True, True, True),
+    **drawn: Any,
+) -> Case:
+    """dtypes and grads are those of x, the weight and the gate; layouts of x and the gate."""
+
+    def inputs(device: str) -> Any:
+        x, weight, gate = (
+            draw(size, dtypes[i], seed=i, layout=layout, grad=grads[i], device=device, **options)
+            for i, (size, layout, options) in enumerate(
+                (
+                    (shape, layouts[0], {}),
+                    (shape[-1:], "contiguous", {}),
+                    (shape, layouts[1], drawn),
+                )
+            )
+        )
+        return (x, weight, EPS, 0.0, True, gate), {}
+
+    def original(
+        x: Any, weight: Any, eps: float, offset: float, cast_first: bool, gate: Any
+    ) -> Any:
+        norm = modelling("qwen3_next").Qwen3NextRMSNormGated(shape[-1], eps)
+        return functional_call(norm, {"weight": weight}, (x, gate))
+
+    shown = ["x".join(map(str, shape)), "-".join(SHORT[dtype] for dtype in dtypes)]
+    shown += [layout for layout in layouts if layout != "contiguous"]
+    shown += [f"frozen {i}" for i, grad in enumerate(grads) if not grad]
+    shown += [f"{name} {value}" for name, value in drawn.items()]
+    return Case("-".join(["gated", *shown]), "rms_norm", inputs, original, exact=True)
+
+
+GATED = [
+    *(
+        gated_case(dtypes=dtypes)
+        for dtypes in (
+            *((dtype,) * 3 for dtype in (F32, BF16, F16)),
+            *((BF16, F32, BF16), (F16, F32, F16), (F32, BF16, F32), (BF16, BF16, F32)),
+            (F32, F32, BF16),
+        )
+    ),
+    *(
+        gated_case(shape, (dtype,) * 3)
+        for shape in ((1, 64), (0, 31), (13, 3), (2, 5, 3, 16), (96, 128))
+        for dtype in (F32, BF16)
+    ),
+    *(
+        gated_case((2, 3, 4, 16), layouts=layouts)
+        for layout in ("transposed", "heads", "half", "sliced", "expanded")
+        for layouts in ((layout, "contiguous"), ("contiguous", layout))
+    ),
+    *(
+        gated_case(grads=grads)
+        for grads in (
+            (False, True, True),
+            (True, False, True),
+            (True, True, False),
+            (False, False, True),
+            (False, False, False),
+        )
+    ),
+    *(gated_case((5, 33), poison=poison) for poison in (float("nan"), float("inf"))),
+    *(gated_case((5, 33), (F16,) * 3, scale=scale) for scale in (0.0, 1e4)),
+]
 CASES = [
+    *GATED,
     *(
         case(flavour, (3, 7, 61), dtypes, layout=layout)
         for flavour in FLAVOURS
@@ -95,7 +163,7 @@ CASES = [
         )
     ),
 ]
-PLAIN = [case(flavour, (3, 7, 61), (F32, F32)) for flavour in FLAVOURS]
+PLAIN = [*(case(flavour, (3, 7, 61), (F32, F32)) for flavour in FLAVOURS), gated_case()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,4 +1,4 @@
-"""rms_norm, rms_norm_gated and add_rms_norm in Triton: autograd, compilation, the GPU."""
+"""rms_norm, also gated, and add_rms_norm in Triton: autograd, compilation, the GPU."""
 
 from __future__ import annotations
 

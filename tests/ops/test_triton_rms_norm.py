@@ -1,9 +1,8 @@
-"""rms_norm, rms_norm_gated and add_rms_norm in Triton: values, strides, sizes."""
+"""rms_norm, also gated, and add_rms_norm in Triton: values, strides, sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -45,7 +44,6 @@ PLAIN = [
 
 
 RMS_NORM, ADD_RMS_NORM = NORM.load(), ADD.load()
-RMS_NORM_GATED = resolve_name("hf_kernel_patch.ops.rms_norm.triton:rms_norm_gated")
 #: name -> (function, reference, how many inputs there are beside the weight)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
     "rms_norm": (
@@ -59,8 +57,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
         2,
     ),
     "rms_norm_gated": (
-        lambda x, gate, weight: RMS_NORM_GATED(x, gate, weight, EPS),
-        lambda x, gate, weight: reference.rms_norm_gated(x, gate, weight, EPS, x.dtype),
+        lambda x, gate, weight: RMS_NORM(x, weight, EPS, gate=gate),
+        lambda x, gate, weight: reference.rms_norm(x, weight, EPS, gate=gate, dtype=x.dtype),
         2,
     ),
 }
@@ -122,18 +120,6 @@ def test_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) ->
 @pytest.mark.parametrize(("kernel", "case"), PLAIN, ids=shown)
 def test_autograd_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
     check(kernel, case)
-
-
-@pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)])
-def test_the_gated_reference_is_what_qwen3_next_computes(dtypes: tuple[torch.dtype, ...]) -> None:
-    modelling = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
-    norm = modelling.Qwen3NextRMSNormGated(24, EPS)
-    x, gate = (draw((5, 24), dtypes[0], seed=i, grad=False) for i in range(2))
-    weight = draw((24,), dtypes[1], seed=2, grad=False)
-    theirs = torch.func.functional_call(norm, {"weight": weight}, (x, gate))
-    ours = reference.rms_norm_gated(x, gate, weight, EPS)
-    assert ours.dtype == theirs.dtype
-    assert torch.equal(ours, theirs)
 
 
 @EACH
@@ -231,7 +217,7 @@ def test_without_eps_only_rows_of_zeros_are_nan() -> None:
 def test_the_gate_is_silu() -> None:
     x, gate, weight = operands("rms_norm_gated", grad=False)
     plain = RMS_NORM(x, weight, EPS)
-    assert error(RMS_NORM_GATED(x, gate, weight, EPS), plain * F.silu(gate)) < 1e-6
+    assert error(RMS_NORM(x, weight, EPS, gate=gate), plain * F.silu(gate)) < 1e-6
 
 
 def test_the_blocks_depend_on_the_width_and_the_device_alone() -> None:

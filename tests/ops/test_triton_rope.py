@@ -184,7 +184,7 @@ def test_rope_keeps_neither_q_nor_k_for_the_backward() -> None:
 @KERNELS
 def test_another_token_count_asks_for_no_other_kernel(kernel: Any) -> None:
     module = pytest.importorskip(kernel.load().__module__)
-    for tokens in (3, 1, 2):
+    for tokens in (3, 2, 5):  # one token lies as heads or as tokens, whichever
         arguments = operands(kernel, tokens=tokens)
         found = kernel.load()(*arguments)
         gradients(found, leaves(arguments))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_kernel_patch.ops.descriptor import TritonKernel
+from hf_kernel_patch.ops.rms_norm import NpuFusedRMSNorm
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -22,7 +23,6 @@ class TorchFusedAddRMSNorm(BaseKernel):
 class CudaFusedAddRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_add_rmsnorm"
     op = "add_rms_norm"
-    default_on = ()  # no form uses it yet
     function = "hf_kernel_patch.ops.add_rms_norm.triton:add_rms_norm"
 
     @classmethod
@@ -32,3 +32,19 @@ class CudaFusedAddRMSNorm(TritonKernel):
         if weight.shape != x.shape[-1:] or weight.shape[0] > 65536:
             return "the weight is not one number an element of a row of at most 65536"
         return None
+
+
+@register_kernel
+class NpuFusedAddRMSNorm(BaseKernel):
+    kernel_id = "npu_fused_add_rmsnorm"
+    op = "add_rms_norm"
+    device = "npu"
+    backend = "npu"
+    requires = ("torch", "torch_npu")
+    function = "hf_kernel_patch.ops.add_rms_norm.npu:add_rms_norm"
+
+    @classmethod
+    def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
+        if x.shape != residual.shape:
+            return "x and the residual differ in shape"
+        return NpuFusedRMSNorm.refuse(x, weight, *options)

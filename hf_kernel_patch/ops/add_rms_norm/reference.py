@@ -26,4 +26,4 @@ def add_rms_norm(
         residual + x, rounded to the dtype that both promote to, and the rms_norm of that.
     """
     total = residual + x
-    return total, rms_norm(total, weight, eps, offset, cast_first, dtype)
+    return total, rms_norm(total, weight, eps, offset, cast_first, dtype=dtype)

@@ -101,9 +101,9 @@ def tile(
     """GROUPS, BLOCK_T, BLOCK_Q and BLOCK_K of a launch, and its warps.
 
     A program takes all heads of a token, if they are no more than ``most``, or some tokens of one
-    head where those are neighbours. The warps are as many as make cos and sin of a token one
-    element a thread at most: Triton then loads them in the layout of q; otherwise it moves them
-    there through shared memory.
+    head where those are neighbours. The warps are four at least, and as many as make cos and sin
+    of a token one element a thread at most: Triton then loads them in the layout of q; otherwise
+    it moves them there through shared memory.
     """
     groups = 1 if inner else max(q_heads, k_heads)
     while True:
@@ -111,7 +111,7 @@ def tile(
         if q_block + k_block <= max(2, most):
             break
         groups += 1
-    return groups, 1 if inner else TOKENS, q_block, k_block, max(1, power(size // 2) // 16)
+    return groups, 1 if inner else TOKENS, q_block, k_block, max(4, power(size // 2) // 16)
 
 
 def power(size: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
@@ -32,6 +33,46 @@ class TorchFusedMoE(BaseKernel):
 
 
 @register_kernel
+class CudaFusedMoE(TritonKernel):
+    kernel_id = "cuda_fused_moe"
+    op = "moe"
+    function = "hf_kernel_patch.ops.moe.triton:moe"
+
+    @classmethod
+    def check_deps(cls) -> str | None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from packaging.version import Version
+
+        try:
+            found = version("triton")
+        except PackageNotFoundError:  # some builds of it have another name
+            found = "3.4"
+        if Version(found) < Version("3.4"):
+            return f"needs triton 3.4 or later, not {found}"
+        return super().check_deps()
+
+    @classmethod
+    def refuse(
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+    ) -> str | None:
+        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
+            return why
+        listed = isinstance(down, list)
+        experts = (
+            [*(part for pair in gate_up for part in pair), *down] if listed else [gate_up, down]
+        )
+        if any(
+            one.device != hidden.device or one.dtype != hidden.dtype or not one.is_contiguous()
+            for one in experts
+        ):
+            return "the experts are on another device, of another dtype or not contiguous"
+        if index is not None and index.numel() >= 1 << 31:
+            return "more than 2147483647 pairs of token and expert"
+        return None
+
+
+@register_kernel
 class NpuFusedMoE(BaseKernel):
     kernel_id = "npu_fused_moe"
     op = "moe"
@@ -47,9 +88,11 @@ class NpuFusedMoE(BaseKernel):
     ) -> str | None:
         if activation != "silu":
             return f"npu_swiglu computes silu, not {activation}"
-        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
-            return why
+        import torch
+
         experts = [*gate_up[0], down[0]] if isinstance(down, list) else [gate_up, down]
+        if not torch.is_autocast_enabled("npu") and hidden.dtype != experts[-1].dtype:
+            return "the hidden states and the experts differ in dtype"
         if not hidden.numel():
             return "there is no token"
         if any(one.device != hidden.device or not one.is_contiguous() for one in experts):

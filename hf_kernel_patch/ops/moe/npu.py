@@ -15,9 +15,16 @@ from typing import Any, NamedTuple
 import torch
 import torch_npu
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from hf_kernel_patch.ops.moe.reference import Down, GateUp
-from hf_kernel_patch.ops.moe.torch import Weights, _again, _count, _flat, _products
+from hf_kernel_patch.ops.moe.torch import (
+    Weights,
+    count_experts,
+    flattened,
+    plain_gradients,
+    products_of,
+)
 
 #: Tensors that npu_grouped_matmul takes in one list.
 LISTED = 128
@@ -33,10 +40,18 @@ def moe(
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.moe.reference.moe`, for silu.
 
-    Products are in hidden's dtype. In a list of experts, one that no token chose gets no gradient.
+    Products are in the experts' dtype, sums over a token's experts in hidden's. In a list of
+    experts, one that no token chose gets no gradient. Autocast is for lists alone, as in the
+    originals: transformers 5 gives stacked experts to an operator that autocast does not know.
     """
-    experts = _flat(gate_up, down)
-    routing, weights = _route(index, weights, _count(experts), listed=len(experts) > 2)
+    if torch.is_autocast_enabled("npu"):
+        if not isinstance(down, torch.Tensor):
+            dtype = torch.get_autocast_dtype("npu")
+            gate_up, down = tree_map(lambda weight: weight.to(dtype), (gate_up, down))
+        with torch.autocast("npu", enabled=False):
+            return moe(hidden, index, weights, gate_up, down, activation)
+    experts = flattened(gate_up, down)
+    routing, weights = _route(index, weights, count_experts(experts), listed=len(experts) > 2)
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, weights, *experts)
     ):
@@ -173,13 +188,14 @@ def _forward(
     experts: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and what the backward needs: places, gate and up side by side, and the rows."""
-    *first, second = _products(experts)
-    permuted, places = _permute(hidden, routing)
+    *first, second = products_of(experts)
+    permuted, places = _permute(hidden.to(experts[0].dtype), routing)
     parts = [_rows_times(routing, permuted, weight, turn=True) for weight in first]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     rows = _rows_times(routing, torch_npu.npu_swiglu(joined), second, turn=True)
     rows = _whole(rows, routing)
-    return torch_npu.npu_moe_token_unpermute(rows, places, weights), [places, joined, rows]
+    out = torch_npu.npu_moe_token_unpermute(rows.to(hidden.dtype), places, weights)
+    return out, [places, joined, rows]
 
 
 class _MoE(torch.autograd.Function):
@@ -201,14 +217,14 @@ class _MoE(torch.autograd.Function):
         hidden, weights, places, joined, rows, *experts = ctx.saved_tensors
         routing = ctx.routing
         if torch.is_grad_enabled():
-            again = _again(grad, hidden, routing.index, weights, "silu", experts)
+            again = plain_gradients(grad, hidden, routing.index, weights, "silu", experts)
             return again[0], again[2], None, *again[4:]
         needs_hidden, _, _, *needs_experts = ctx.needs_input_grad
-        *first, second = _products(experts)
+        *first, second = products_of(experts)
         grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
-            rows, grad, places, weights
+            rows.to(grad.dtype), grad, places, weights
         )
-        grad_rows = grad_rows[: routing.rows]
+        grad_rows = grad_rows[: routing.rows].to(rows.dtype)
         last_grads = _weight_gradients(
             routing, grad_rows, lambda: torch_npu.npu_swiglu(joined), second
         )
@@ -219,7 +235,7 @@ class _MoE(torch.autograd.Function):
         back = torch_npu.npu_swiglu_backward(back, joined)
         parts = [back] if len(first) == 1 else [half.contiguous() for half in back.chunk(2, -1)]
         pairs: list[tuple[torch.Tensor, Weights]] = list(zip(parts, first, strict=True))
-        permuted = cache(lambda: _permute(hidden, routing)[0])
+        permuted = cache(lambda: _permute(hidden.to(rows.dtype), routing)[0])
         first_grads = [
             grad
             for part, weight in pairs
@@ -230,6 +246,6 @@ class _MoE(torch.autograd.Function):
             spread = [_rows_times(routing, part, weight, turn=False) for part, weight in pairs]
             total = spread[0] if len(spread) == 1 else spread[0].add_(spread[1])
             grad_hidden = torch_npu.npu_moe_token_permute_grad(
-                hidden, _whole(total, routing), routing.index, places
+                hidden, _whole(total, routing).to(hidden.dtype), routing.index, places
             )
         return grad_hidden, grad_weights, None, *first_grads, *last_grads

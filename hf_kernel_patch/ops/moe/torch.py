@@ -30,16 +30,16 @@ def moe(
     Products are in hidden's dtype, the sum over a token's experts is in float32. In a list of
     experts, one that no token chose gets no gradient, as in the original.
     """
-    experts = _flat(gate_up, down)
+    experts = flattened(gate_up, down)
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, weights, *experts)
     ):
         return _MoE.apply(hidden, index, weights, activation, *experts)
-    plan = _Plan(index, _count(experts))
+    plan = _Plan(index, count_experts(experts))
     return _forward(plan, hidden, weights, experts, activation, keep=False)[0]
 
 
-def _flat(gate_up: GateUp, down: Down) -> tuple[torch.Tensor, ...]:
+def flattened(gate_up: GateUp, down: Down) -> tuple[torch.Tensor, ...]:
     """(gate_up, down) stacked, or (gates..., ups..., downs...) of a list of experts."""
     if isinstance(gate_up, torch.Tensor):
         assert isinstance(down, torch.Tensor)
@@ -47,15 +47,16 @@ def _flat(gate_up: GateUp, down: Down) -> tuple[torch.Tensor, ...]:
     return *(gate for gate, _ in gate_up), *(up for _, up in gate_up), *down
 
 
-def _count(experts: Sequence[torch.Tensor]) -> int:
+def count_experts(experts: Sequence[torch.Tensor]) -> int:
+    """How many experts the flattened weights are of."""
     return len(experts[0]) if len(experts) == 2 else len(experts) // 3
 
 
-def _products(experts: Sequence[torch.Tensor]) -> list[Weights]:
-    """The products' weights: gate and up in one and down, or gate, up and down as lists."""
+def products_of(experts: Sequence[torch.Tensor]) -> list[Weights]:
+    """The products' weights from the flattened: gate and up in one and down, or three lists."""
     if len(experts) == 2:
         return list(experts)
-    count = _count(experts)
+    count = count_experts(experts)
     return [list(experts[start : start + count]) for start in range(0, 3 * count, count)]
 
 
@@ -147,7 +148,7 @@ def _forward(
     keep: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and gate and up of every row, each (rows, I), where the backward needs them."""
-    *first, second = _products(experts)
+    *first, second = products_of(experts)
     x = hidden[plan.token]
     gate, up = _halves([_rows_times(plan, x, weight, turn=True) for weight in first])
     inner = activate(gate, activation).mul_(up)
@@ -170,7 +171,7 @@ class _MoE(torch.autograd.Function):
         activation: str,
         *experts: torch.Tensor,
     ) -> torch.Tensor:
-        plan = _Plan(index, _count(experts))
+        plan = _Plan(index, count_experts(experts))
         out, kept = _forward(plan, hidden, weights, experts, activation, keep=True)
         ctx.save_for_backward(hidden, index, weights, *kept, *experts)
         ctx.plan, ctx.activation = plan, activation
@@ -181,9 +182,9 @@ class _MoE(torch.autograd.Function):
         hidden, index, weights, gate, up, *experts = ctx.saved_tensors
         plan, activation = ctx.plan, ctx.activation
         if torch.is_grad_enabled():
-            return _again(grad, hidden, index, weights, activation, experts)
+            return plain_gradients(grad, hidden, index, weights, activation, experts)
         needs_hidden, _, needs_weights, _, *needs_experts = ctx.needs_input_grad
-        *first, second = _products(experts)
+        *first, second = products_of(experts)
         activated = activate(gate, activation)
         inner = activated * up
         grad_rows = grad[plan.token]
@@ -218,7 +219,7 @@ class _MoE(torch.autograd.Function):
         return grad_hidden, None, grad_weights, None, *first_grads, *last_grads
 
 
-def _again(
+def plain_gradients(
     grad: torch.Tensor,
     hidden: torch.Tensor,
     index: torch.Tensor,
@@ -231,7 +232,7 @@ def _again(
     def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
         if len(flat) == 2:
             return reference.moe(hidden, index, weights, *flat, activation)
-        gate, up, down = _products(flat)
+        gate, up, down = products_of(flat)
         pairs = list(zip(gate, up, strict=True))
         return reference.moe(hidden, index, weights, pairs, down, activation)
 

@@ -37,7 +37,6 @@ class TorchFusedQKNormRoPE(BaseKernel):
 class CudaFusedQKNormRoPE(TritonKernel):
     kernel_id = "cuda_fused_qk_norm_rope"
     op = "qk_norm_rope"
-    default_on = ()  # no form uses it yet
     function = "hf_kernel_patch.ops.qk_norm_rope.operator:qk_norm_rope"
 
     @classmethod

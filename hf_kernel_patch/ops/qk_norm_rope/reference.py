@@ -38,7 +38,7 @@ def qk_norm_rope(
     """
 
     def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        out = rms_norm(x, weight, eps, offset, cast_first, dtype or torch.float32)
+        out = rms_norm(x, weight, eps, offset, cast_first, dtype=dtype or torch.float32)
         return out.transpose(1, 2) if unsqueeze_dim == 1 else out
 
     return rope(normed(q, q_weight), normed(k, k_weight), cos, sin, unsqueeze_dim, dtype=dtype)

@@ -1,4 +1,4 @@
-"""``rms_norm(x, weight, eps, offset, cast_first)``: x over its root mean square, scaled.
+"""``rms_norm(x, weight, eps, offset, cast_first, gate)``: x over its root mean square, scaled.
 
 The kernels that serve it; each imports its backend when it is first used.
 """
@@ -11,12 +11,33 @@ from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
+def why_not(x: Any, weight: Any, gate: Any) -> str | None:
+    """Why no kernel here can take a call, or None."""
+    if weight.shape != x.shape[-1:]:
+        return "the weight is not one number an element of a row"
+    if gate is not None and gate.shape != x.shape:
+        return "the gate has another shape than x"
+    return None
+
+
 @register_kernel
 class TorchFusedRMSNorm(BaseKernel):
     kernel_id = "torch_fused_rmsnorm"
     op = "rms_norm"
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.rms_norm.torch:rms_norm"
+
+    @classmethod
+    def refuse(
+        cls,
+        x: Any,
+        weight: Any,
+        eps: float,
+        offset: float = 0.0,
+        cast_first: bool = True,
+        gate: Any = None,
+    ) -> str | None:
+        return why_not(x, weight, gate)
 
 
 @register_kernel
@@ -26,10 +47,18 @@ class CudaFusedRMSNorm(TritonKernel):
     function = "hf_kernel_patch.ops.rms_norm.triton:rms_norm"
 
     @classmethod
-    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
-        if weight.shape != x.shape[-1:] or weight.shape[0] > 65536:
-            return "the weight is not one number an element of a row of at most 65536"
-        return None
+    def refuse(
+        cls,
+        x: Any,
+        weight: Any,
+        eps: float,
+        offset: float = 0.0,
+        cast_first: bool = True,
+        gate: Any = None,
+    ) -> str | None:
+        if x.shape and x.shape[-1] > 65536:
+            return "rows are of more than 65536 elements"
+        return why_not(x, weight, gate)
 
 
 @register_kernel
@@ -43,9 +72,15 @@ class NpuFusedRMSNorm(BaseKernel):
     function = "hf_kernel_patch.ops.rms_norm.npu:rms_norm"
 
     @classmethod
-    def refuse(cls, x: Any, weight: Any, *options: Any) -> str | None:
-        if weight.shape != x.shape[-1:]:
-            return "the weight is not one number an element of a row"
+    def refuse(
+        cls,
+        x: Any,
+        weight: Any,
+        eps: float,
+        offset: float = 0.0,
+        cast_first: bool = True,
+        gate: Any = None,
+    ) -> str | None:
         if not 2 <= x.dim() <= 8 or not x.numel():
             return "npu_rms_norm takes 2 to 8 dimensions and an element at least"
-        return None
+        return why_not(x, weight, gate)

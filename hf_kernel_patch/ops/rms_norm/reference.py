@@ -12,6 +12,7 @@ def rms_norm(
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
+    gate: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Root mean square layer normalisation (Zhang and Sennrich 2019, arXiv:1910.07467).
@@ -24,6 +25,8 @@ def rms_norm(
         cast_first: Llama rounds the normalised x to x's dtype and then multiplies by the weight,
             which gives the dtype that both promote to; OLMo2 and Gemma multiply first and round
             to x's dtype at the end.
+        gate: (..., H) or None: the norm is multiplied by silu(gate) and rounded to x's dtype, as
+            after Qwen3-Next's linear attention.
         dtype: of the arithmetic; float32 as in the originals, float64 for the truth.
 
     Returns:
@@ -32,25 +35,7 @@ def rms_norm(
     wide = x.to(dtype)
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if cast_first:
-        return weight * normed.to(x.dtype)
-    return (normed * (offset + weight.to(dtype))).to(x.dtype)
-
-
-def rms_norm_gated(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Llama's norm and then times the silu of a gate, as Qwen3-Next's linear attention has it.
-
-    Args:
-        x, gate: (..., H), floating point.
-        weight, eps, dtype: as :func:`rms_norm` takes them.
-
-    Returns:
-        (..., H) in x's dtype.
-    """
-    normed = rms_norm(x, weight, eps, dtype=dtype)
-    return (normed * F.silu(gate.to(dtype))).to(x.dtype)
+        out = weight * normed.to(x.dtype)
+    else:
+        out = (normed * (offset + weight.to(dtype))).to(x.dtype)
+    return out if gate is None else (out * F.silu(gate.to(dtype))).to(x.dtype)

@@ -5,66 +5,77 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.rms_norm import reference
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, cast_first: bool = True
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float = 0.0,
+    cast_first: bool = True,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm`, bit for bit in the forward."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(x, weight, eps, offset, cast_first)
-    return _forward(x, weight, eps, offset, cast_first)[0]
+    return _rms_norm((x, weight) if gate is None else (x, weight, gate), (eps, offset, cast_first))
 
 
-def _forward(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, cast_first: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def plain(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:
+    """The reference, of (x, weight) or (x, weight, gate) and (eps, offset, cast_first)."""
+    return reference.rms_norm(*tensors[:2], *options, *tensors[2:])
+
+
+def _forward(tensors: Tensors, options: tuple[Any, ...]) -> tuple[torch.Tensor, Tensors]:
+    x, weight, *gate = tensors
+    eps, offset, cast_first = options
     wide = x.float()
     rstd = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
-    normed = wide * rstd
+    out = _scaled(wide * rstd, x.dtype, weight, offset, cast_first)
+    if gate:
+        out = F.silu(gate[0].float()).mul_(out).to(x.dtype)
+    return out, (rstd,)
+
+
+def _scaled(
+    normed: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, offset: float, cast_first: bool
+) -> torch.Tensor:
+    """The normalised x, float32, times the weight; ``dtype`` is x's. May overwrite ``normed``."""
     if not cast_first:
-        return normed.mul_(weight.float() + offset if offset else weight).to(x.dtype), rstd
-    normed = normed.to(x.dtype)
-    if normed.dtype == weight.dtype:
-        return normed.mul_(weight), rstd
-    return weight * normed, rstd
+        return normed.mul_(weight.float() + offset if offset else weight).to(dtype)
+    normed = normed.to(dtype)
+    return normed.mul_(weight) if dtype == weight.dtype else weight * normed
 
 
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        offset: float,
-        cast_first: bool,
-    ) -> torch.Tensor:
-        out, rstd = _forward(x, weight, eps, offset, cast_first)
-        ctx.save_for_backward(x, weight, rstd)
-        ctx.options = eps, offset, cast_first
-        return out
+def _backward(
+    grad: torch.Tensor,
+    tensors: Tensors,
+    kept: Tensors,
+    options: tuple[Any, ...],
+    needed: tuple[bool, ...],
+) -> Gradients:
+    x, weight, *gate = tensors
+    (rstd,) = kept
+    _, offset, cast_first = options
+    normed = x.float() * rstd
+    grad = grad.float()
+    grads: list[torch.Tensor | None] = [None] * len(tensors)
+    if gate:
+        wide = gate[0].float()
+        if needed[2]:
+            out = _scaled(normed.clone(), x.dtype, weight, offset, cast_first)
+            grads[2] = torch.ops.aten.silu_backward(grad * out, wide).to(gate[0].dtype)
+        grad = F.silu(wide).mul_(grad)
+    if needed[1]:
+        grads[1] = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+    if needed[0]:
+        # d(x rstd) = rstd (g - normed mean(g normed)), with g the gradient of the normed x
+        scaled = grad * (weight.float() + offset if offset else weight)
+        mean = (scaled * normed).mean(-1, keepdim=True)
+        grads[0] = scaled.sub_(normed.mul_(mean)).mul_(rstd).to(x.dtype)
+    return grads
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        x, weight, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            again = eager_gradients(
-                lambda a, b: reference.rms_norm(a, b, *ctx.options), (x, weight), (grad,)
-            )
-            return *again, None, None, None
-        offset = ctx.options[1]
-        normed = x.float() * rstd
-        grad = grad.float()
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            # d(x rstd) = rstd (g - normed mean(g normed)), with g the gradient of the normed x
-            scaled = grad * (weight.float() + offset if offset else weight)
-            mean = (scaled * normed).mean(-1, keepdim=True)
-            grad_x = scaled.sub_(normed.mul_(mean)).mul_(rstd).to(x.dtype)
-        return grad_x, grad_weight, None, None, None
+
+_rms_norm = differentiable(_forward, _backward, plain)

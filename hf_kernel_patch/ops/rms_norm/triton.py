@@ -1,4 +1,4 @@
-"""rms_norm and rms_norm_gated in Triton.
+"""rms_norm in Triton.
 
 Eager calls launch without torch's dispatcher; torch.compile sees operators of the dispatcher.
 """
@@ -20,27 +20,22 @@ from hf_kernel_patch.ops.rows.norm import (
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, cast_first: bool = True
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float = 0.0,
+    cast_first: bool = True,
+    gate: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm`; one read of x, one write."""
+    """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm`; one read, one write."""
+    if gate is not None and x.shape[-1] > WIDEST_BACKWARD:
+        return reference.rms_norm(x, weight, eps, offset, cast_first, gate)
     if torch.compiler.is_compiling():
-        return operator(x, weight, None, eps, offset, cast_first)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(x, weight, None, eps, offset, cast_first)
-    return forward(x, weight, None, False, eps, offset, cast_first)[0]
-
-
-def rms_norm_gated(
-    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm_gated`; one read, one write."""
-    if x.shape[-1] > WIDEST_BACKWARD:
-        return reference.rms_norm_gated(x, gate, weight, eps)
-    if torch.compiler.is_compiling():
-        return operator(x, weight, gate, eps, 0.0, True)
-    if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(x, weight, gate, eps, 0.0, True)
-    return forward(x, weight, gate, False, eps, 0.0, True)[0]
+        return operator(x, weight, gate, eps, offset, cast_first)
+    tracked = x.requires_grad or weight.requires_grad or (gate is not None and gate.requires_grad)
+    if tracked and torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, gate, eps, offset, cast_first)
+    return forward(x, weight, gate, False, eps, offset, cast_first)[0]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -74,9 +69,7 @@ def _plain(eps: float, offset: float, cast_first: bool) -> Callable[..., torch.T
     """The same in plain PyTorch, for gradients of gradients."""
 
     def function(x: torch.Tensor, weight: torch.Tensor, *gate: torch.Tensor) -> torch.Tensor:
-        if gate:
-            return reference.rms_norm_gated(x, gate[0], weight, eps)
-        return reference.rms_norm(x, weight, eps, offset, cast_first)
+        return reference.rms_norm(x, weight, eps, offset, cast_first, *gate)
 
     return function
 

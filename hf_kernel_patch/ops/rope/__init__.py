@@ -5,6 +5,7 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hf_kernel_patch.ops.descriptor import TritonKernel
@@ -80,4 +81,11 @@ class NpuFusedRoPE(BaseKernel):
             return "there are no angles for every token, or nothing to rotate"
         if cos.shape[-1] >= 896 or max(q.shape[0], q.shape[heads], k.shape[heads]) >= 1000:
             return "npu_rotary_mul takes widths under 896, batches and heads under 1000"
-        return None
+        from hf_kernel_patch.ops.rope.angles import scale_of
+
+        scale = scale_of(cos, sin)
+        if scale is None:
+            return (
+                "npu_rotary_mul takes cos and sin within [-1, 1], unread while a graph is captured"
+            )
+        return None if scale < math.inf else "cos or sin is not finite"

@@ -46,7 +46,9 @@ def backward_blocks(width: int, itemsize: int, memory: int) -> Blocks:
     An element in the pipeline takes ``itemsize`` bytes.
     """
     block = power(width)
-    rows = max(1, 2048 // block)
+    # Rows that fill their blocks are fastest in few large programs, others in many small ones.
+    full = width == block and block >= 128
+    rows = max(1, (8192 if full else 2048) // block)
     warps = min(16, max(4, rows * block // 512))
     stages = max(1, min(3, 1 + memory // (rows * block * itemsize)))
     return Blocks(rows, warps, stages, max(1, 16 // warps))

@@ -1,4 +1,4 @@
-"""The Triton kernels of rms_norm, rms_norm_gated and add_rms_norm.
+"""The Triton kernels of rms_norm, also gated, and add_rms_norm.
 
 One read and one write each way: many short rows or one long row to a program, held in registers.
 Arithmetic is in float32 throughout. Nothing compiled depends on the number of rows.

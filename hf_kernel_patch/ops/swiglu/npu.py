@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch_npu
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.swiglu import reference
 
 
@@ -21,7 +21,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> to
         joined = torch.cat((gate, up), dim=-1)
     else:
         joined = _Joined.apply(gate, up) if tracked else _joined(gate)
-    return _SwiGLU.apply(joined) if tracked else torch_npu.npu_swiglu(joined)
+    return _swiglu((joined,), ())
 
 
 def _are_halves(gate: torch.Tensor, up: torch.Tensor) -> bool:
@@ -49,17 +49,22 @@ class _Joined(torch.autograd.Function):
         return grad.chunk(2, dim=-1)
 
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, joined: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(joined)
-        return torch_npu.npu_swiglu(joined)
+def _forward(tensors: Tensors, options: tuple[Any, ...]) -> tuple[torch.Tensor, Tensors]:
+    return torch_npu.npu_swiglu(*tensors), ()
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        (joined,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return eager_gradients(
-                lambda whole: reference.swiglu(*whole.chunk(2, dim=-1)), (joined,), (grad,)
-            )[0]
-        return torch_npu.npu_swiglu_backward(grad.contiguous(), joined)
+
+def _backward(
+    grad: torch.Tensor,
+    tensors: Tensors,
+    kept: Tensors,
+    options: tuple[Any, ...],
+    needed: tuple[bool, ...],
+) -> Gradients:
+    return (torch_npu.npu_swiglu_backward(grad.contiguous(), *tensors),)
+
+
+def _plain(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:
+    return reference.swiglu(*tensors[0].chunk(2, dim=-1))
+
+
+_swiglu = differentiable(_forward, _backward, _plain)

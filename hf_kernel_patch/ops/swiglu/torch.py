@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.swiglu.reference.swiglu`, with the bits of the original."""
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
-        return _SwiGLU.apply(gate, up, activation)
-    return activate(gate, activation).mul_(up)
+    return _swiglu((gate, up), (activation,))
 
 
 def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
@@ -29,23 +27,27 @@ def activate_backward(grad: torch.Tensor, gate: torch.Tensor, activation: str) -
     return torch.ops.aten.gelu_backward(grad, gate, approximate="tanh")
 
 
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        return activate(gate, activation).mul_(up)
+def _plain(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:
+    """(gate, up) and (activation,), in the tensors' dtype."""
+    gate, up = tensors
+    return activate(gate, *options) * up
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        activation = ctx.activation
-        if torch.is_grad_enabled():
-            again = eager_gradients(lambda a, b: activate(a, activation) * b, (gate, up), (grad,))
-            return *again, None
-        grad_gate = grad_up = None
-        if ctx.needs_input_grad[0]:
-            grad_gate = activate_backward(grad * up, gate, activation)
-        if ctx.needs_input_grad[1]:
-            grad_up = activate(gate, activation).mul_(grad)
-        return grad_gate, grad_up, None
+
+def _forward(tensors: Tensors, options: tuple[Any, ...]) -> tuple[torch.Tensor, Tensors]:
+    gate, up = tensors
+    return activate(gate, *options).mul_(up), ()
+
+
+def _backward(
+    grad: torch.Tensor,
+    tensors: Tensors,
+    kept: Tensors,
+    options: tuple[Any, ...],
+    needed: tuple[bool, ...],
+) -> Gradients:
+    gate, up = tensors
+    grad_gate = activate_backward(grad * up, gate, *options) if needed[0] else None
+    return grad_gate, activate(gate, *options).mul_(grad) if needed[1] else None
+
+
+_swiglu = differentiable(_forward, _backward, _plain)

@@ -35,6 +35,7 @@ HALF_SIZES = Limit("npu_rotary_mul", "half: batch and heads are less than 1000",
 INTERLEAVE_SIZES = Limit(
     "npu_rotary_mul", "interleave: batch times heads is less than 1000", "B * N < 1000"
 )
+RANGE = Limit("npu_rotary_mul", "cos and sin are within [-1, 1]", "[-1, 1]; 对应input layout")
 BNSD_ALIGNED = Limit(
     "npu_rotary_mul",
     "half, BNSD with 11SD, half a head a multiple of 32 bytes: batch x heads <= 8 x length",
@@ -82,6 +83,7 @@ def _shape_limits(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mode: s
     ONE_DTYPE.require(x.dtype == cos.dtype == sin.dtype)
     HEAD_SIZE.require(x.shape[3] % 2 == 0 and x.shape[3] < 896)
     COS_SHAPE.require(cos.shape == sin.shape)
+    RANGE.require(not any((angle.abs() > 1).any() for angle in (cos, sin)))
     half = mode == "half"
     layouts = _layouts(x.shape, cos.shape, shared_batch_only=not half)
     same = half and x.shape == cos.shape

@@ -1,0 +1,16 @@
+"""OLMoE."""
+
+from hf_kernel_patch.models.table import Architecture
+
+ARCHITECTURE = Architecture(
+    "olmoe",
+    {
+        "OlmoeRMSNorm.forward": "rms_norm.llama",
+        "apply_rotary_pos_emb": "rope.full",
+        "OlmoeMLP.forward": ("swiglu.gate_up_down", "<5"),
+        "OlmoeExperts.forward": ("moe.stacked", ">=5"),
+        "OlmoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
+        "OlmoeDecoderLayer.forward": ("decoder_layer.pre_norm", ">=5"),
+        "OlmoeForCausalLM.forward": ("causal_lm.moe", ">=5"),
+    },
+)

@@ -1,0 +1,245 @@
+"""moe in Triton: pairs sorted on the device, gathers and activation within the products.
+
+Eager calls launch without torch's dispatcher; torch.compile sees operators of the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.moe import reference
+from hf_kernel_patch.ops.moe.pipeline import backward, forward
+from hf_kernel_patch.ops.moe.reference import Down, GateUp
+from hf_kernel_patch.ops.moe.triton_routing import Plan
+
+Grads = list[torch.Tensor | None]
+
+
+def moe(
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: GateUp,
+    down: Down,
+    activation: str = "silu",
+) -> torch.Tensor:
+    """As :func:`hf_kernel_patch.ops.moe.reference.moe`.
+
+    Rounds where the original does; the sum over a token's experts is in float32, slot by slot, so
+    that the same inputs give the same bits. In a list of experts, one that no token chose gets no
+    gradient, as in the original; under torch.compile and in CUDA graphs it gets zeros.
+    """
+    experts = _flat(gate_up, down)
+    keep = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (hidden, weights, *experts)
+    )
+    if torch.compiler.is_compiling():
+        return operator(hidden, index, weights, experts, activation, keep)[0]
+    if keep:
+        return _MoE.apply(hidden, index, weights, activation, *experts)
+    return forward(hidden, index, weights, experts, activation, keep=False)[0]
+
+
+def _flat(gate_up: GateUp, down: Down) -> list[torch.Tensor]:
+    """[gate_up, down] stacked, or [gates..., ups..., downs...] of a list of experts."""
+    if isinstance(gate_up, torch.Tensor):
+        assert isinstance(down, torch.Tensor)
+        return [gate_up, down]
+    return [*(gate for gate, _ in gate_up), *(up for _, up in gate_up), *down]
+
+
+class _MoE(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        activation: str,
+        *experts: torch.Tensor,
+    ) -> torch.Tensor:
+        out, kept, ctx.order = forward(hidden, index, weights, experts, activation, keep=True)
+        ctx.save_for_backward(hidden, index, weights, kept, *experts)
+        ctx.activation = activation
+        ctx.used = _Used(ctx.order, experts) if len(experts) > 2 else None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        hidden, index, weights, kept, *experts = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            hidden_weights = _again(grad, hidden, index, weights, experts, ctx.activation)
+            return hidden_weights[0], None, hidden_weights[1], None, *hidden_weights[2:]
+        needs = ctx.needs_input_grad
+        needed = needs[0], needs[2], *_any(needs[4:])
+        found = backward(
+            grad, hidden, index, weights, experts, kept, ctx.order, ctx.activation, needed
+        )
+        parts = _split(found[2:], experts, needs[4:], ctx.used)
+        return found[0], None, found[1], None, *parts
+
+
+def _any(needs: Sequence[bool]) -> tuple[bool, bool]:
+    """Whether gate_up and down need a gradient, of the flat experts' needs."""
+    last = len(needs) // 2 if len(needs) == 2 else len(needs) // 3 * 2
+    return any(needs[:last]), any(needs[last:])
+
+
+class _Used:
+    """Which experts of a list some token chose, on its way to the host while the device works."""
+
+    def __init__(self, order: Plan | None, experts: Sequence[torch.Tensor]):
+        self._all = [order is not None] * (len(experts) // 3)
+        self._ends: torch.Tensor | None = None
+        self._arrived: Any = None
+        if order is None:
+            return
+        if not order.ends.is_cuda:
+            self._ends = order.ends
+        elif not torch.cuda.is_current_stream_capturing():
+            waiting = torch.empty(order.ends.shape, dtype=order.ends.dtype, pin_memory=True)
+            self._ends = waiting.copy_(order.ends, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[bool]:
+        """By expert; all of them where a CUDA graph is captured, none without tokens."""
+        if self._ends is None:
+            return self._all
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        ends = self._ends.tolist()
+        return [end > start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _split(
+    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], used: _Used | None
+) -> Grads:
+    """The gradients of the flat experts; a list's are parts of the stacked ones."""
+    gate_up, down = stacked
+    if len(experts) == 2 or gate_up is down is None:
+        return [gate_up, down] if len(experts) == 2 else [None] * len(experts)
+    count = len(experts) // 3
+    chosen = [True] * count if used is None else used.read()
+    width = experts[0].shape[0]
+    parts: Grads = [None] * len(experts)
+    for place, needed in enumerate(needs):
+        kind, expert = divmod(place, count)
+        whole = down if kind == 2 else gate_up
+        if needed and whole is not None and chosen[expert]:
+            one = whole[expert]
+            parts[place] = one if kind == 2 else one[kind * width : (kind + 1) * width]
+    return parts
+
+
+def _again(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    activation: str,
+) -> Grads:
+    """Gradients that can be differentiated again."""
+
+    def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+        if len(flat) == 2:
+            return reference.moe(hidden, index, weights, *flat, activation)
+        count = len(flat) // 3
+        pairs = list(zip(flat[:count], flat[count : 2 * count], strict=True))
+        return reference.moe(hidden, index, weights, pairs, flat[2 * count :], activation)
+
+    return eager_gradients(eager, (hidden, weights, *experts), (grad,))
+
+
+@torch.library.custom_op("hf_kernel_patch::moe", mutates_args=())
+def operator(
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    experts: list[torch.Tensor],
+    activation: str,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and gate and up of every row where ``keep``."""
+    out, kept, _ = forward(hidden, index, weights, experts, activation, keep)
+    return out, hidden.new_empty(0) if kept is None else kept
+
+
+@operator.register_fake
+def _(
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    experts: list[torch.Tensor],
+    activation: str,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    width = experts[-1].shape[-1]
+    kept = hidden.new_empty(index.numel(), 2 * width) if keep else hidden.new_empty(0)
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format), kept
+
+
+@torch.library.custom_op("hf_kernel_patch::moe_backward", mutates_args=())
+def backward_operator(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    experts: list[torch.Tensor],
+    kept: torch.Tensor,
+    activation: str,
+    needed: list[bool],
+) -> list[torch.Tensor]:
+    """The gradients of ``backward``, with empty tensors for None."""
+    one, two, three, four = needed
+    found = backward(
+        grad, hidden, index, weights, experts, kept, None, activation, (one, two, three, four)
+    )
+    return [hidden.new_empty(0) if part is None else part for part in found]
+
+
+@backward_operator.register_fake
+def _(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    experts: list[torch.Tensor],
+    kept: torch.Tensor,
+    activation: str,
+    needed: list[bool],
+) -> list[torch.Tensor]:
+    count = len(experts[0]) if len(experts) == 2 else len(experts) // 3
+    size, width = experts[-1].shape[-2:]
+    dense = torch.contiguous_format
+    made = (
+        torch.empty_like(hidden, memory_format=dense),
+        torch.empty_like(weights, memory_format=dense),
+        hidden.new_empty(count, 2 * width, size),
+        hidden.new_empty(count, size, width),
+    )
+    return [one if wanted else hidden.new_empty(0) for one, wanted in zip(made, needed)]
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    hidden, index, weights, experts, ctx.activation, _ = inputs
+    ctx.save_for_backward(hidden, index, weights, output[1], *experts)
+    ctx.needs = [tensor.requires_grad for tensor in experts]
+
+
+def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
+    hidden, index, weights, kept, *experts = ctx.saved_tensors
+    needs = ctx.needs
+    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *_any(needs)]
+    found = backward_operator(grad, hidden, index, weights, experts, kept, ctx.activation, needed)
+    grads: Grads = [one if wanted else None for one, wanted in zip(found, needed)]
+    parts = _split(grads[2:], experts, needs, None)
+    return grads[0], None, grads[1], parts, None, None
+
+
+operator.register_autograd(_operator_backward, setup_context=_setup)
