@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
@@ -44,7 +45,29 @@ def offloaded(model: Any) -> Any:
 
 
 def normed(model: Any) -> Any:
-    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    nn.utils.parametrizations.weight_norm(model.lm_head)
+    return model
+
+
+def sharded_by_deepspeed(model: Any) -> Any:
+    model.lm_head.weight.ds_id = 7
+    return model
+
+
+class Quantised(torch.Tensor):
+    """As the weight of a quantised head: another kind of tensor in a parameter."""
+
+
+def quantised_head(model: Any) -> Any:
+    weight = model.lm_head.weight.detach().as_subclass(Quantised)
+    model.lm_head.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+def weight_that_is_no_parameter(model: Any) -> Any:
+    weight = model.lm_head.weight.detach()
+    del model.lm_head._parameters["weight"]
+    model.lm_head.weight = weight
     return model
 
 
@@ -60,6 +83,9 @@ OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a hook": (hooked, "a hook on the head"),
     "accelerate's hook": (offloaded, "a hook on the head"),
+    "ZeRO-3": (sharded_by_deepspeed, "DeepSpeed ZeRO-3"),
+    "a quantised weight": (quantised_head, "a tensor is a Quantised"),
+    "a weight that is no parameter": (weight_that_is_no_parameter, "not a parameter"),
     "a parametrised weight": (normed, "ParametrizedLinear"),
 }
 

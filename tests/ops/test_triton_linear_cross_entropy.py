@@ -110,7 +110,7 @@ def test_a_label_that_is_no_token_gives_nan_and_reads_nothing(kernel: Any, label
     assert kernel.load()(hidden, weight, labels).isnan()
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4096, 100_000])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 100_000, 100_003])
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_gradients_are_scaled_in_place(size: int, factor: float) -> None:
     module = pytest.importorskip("hf_kernel_patch.ops.linear_cross_entropy.triton")

@@ -135,63 +135,6 @@ def _at_target(x, target, scale, softcap, WIDTH: tl.constexpr, CAPPED: tl.conste
     return _capped(raw, scale, softcap, CAPPED)
 
 
-@triton.jit
-def _row(
-    x,
-    targets,
-    factor,
-    out,
-    row,
-    rows,
-    ignored,
-    scale,
-    softcap,
-    smoothing,
-    z_loss,
-    WIDTH: tl.constexpr,
-    CAPPED: tl.constexpr,
-    SMOOTHED: tl.constexpr,
-    METRICS: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    target = tl.load(targets + row)
-    if target == ignored:
-        if GRADIENT:
-            _clear(x, WIDTH, BLOCK)
-    else:
-        # Before the scan, whose barriers keep it from what another warp writes afterwards.
-        y = _at_target(x, target, scale, softcap, WIDTH, CAPPED)
-        most, total, plain, heavy, best = _scan(
-            x, scale, softcap, WIDTH, CAPPED, SMOOTHED, METRICS, BLOCK
-        )
-        log = tl.log(total)
-        loss = (most - y) + log
-        if SMOOTHED:
-            loss += smoothing * (y - plain / WIDTH)
-        tl.store(out + row, loss + z_loss * (most + log) * (most + log))
-        if METRICS:
-            tl.store(out + rows + row, (best == target).to(tl.float32))
-            tl.store(out + 2 * rows + row, (most - heavy / total) + log)
-        if GRADIENT:
-            f = tl.load(factor)
-            _turn(
-                x,
-                most,
-                log,
-                target,
-                f,
-                scale,
-                softcap,
-                smoothing,
-                z_loss,
-                WIDTH,
-                WIDTH,
-                CAPPED,
-                BLOCK,
-            )
-
-
 @triton.jit(do_not_specialize=[*_NUMBERS, "count"])
 def rows_kernel(
     logits,  # (count, WIDTH); becomes their gradient
@@ -215,25 +158,28 @@ def rows_kernel(
     BLOCK: tl.constexpr,
 ):
     for row in range(tl.program_id(0).to(tl.int64), count, tl.num_programs(0)):
-        _row(
-            logits + row * (stride * PAD),
-            targets,
-            factor,
-            out,
-            row,
-            rows,
-            ignored,
-            scale,
-            softcap,
-            smoothing,
-            z_loss,
-            WIDTH,
-            CAPPED,
-            SMOOTHED,
-            METRICS,
-            GRADIENT,
-            BLOCK,
-        )
+        x = logits + row * (stride * PAD)
+        target = tl.load(targets + row)
+        if target == ignored:
+            if GRADIENT:
+                _clear(x, WIDTH, BLOCK)
+        else:
+            # Before the scan, whose barriers keep it from what another warp writes afterwards.
+            y = _at_target(x, target, scale, softcap, WIDTH, CAPPED)
+            most, total, plain, heavy, best = _scan(
+                x, scale, softcap, WIDTH, CAPPED, SMOOTHED, METRICS, BLOCK
+            )
+            log = tl.log(total)
+            loss = (most - y) + log
+            if SMOOTHED:
+                loss += smoothing * (y - plain / WIDTH)
+            tl.store(out + row, loss + z_loss * (most + log) * (most + log))
+            if METRICS:
+                tl.store(out + rows + row, (best == target).to(tl.float32))
+                tl.store(out + 2 * rows + row, (most - heavy / total) + log)
+            if GRADIENT:
+                f, e, cap = tl.load(factor), smoothing, softcap
+                _turn(x, most, log, target, f, scale, cap, e, z_loss, WIDTH, WIDTH, CAPPED, BLOCK)
 
 
 @triton.jit(do_not_specialize=[*_NUMBERS, "begin"])
@@ -305,30 +251,19 @@ def turn_kernel(
     if target == ignored:
         _clear(x, WIDTH, BLOCK)
     else:
-        _turn(
-            x,
-            tl.load(logs + row),
-            tl.load(logs + rows + row),
-            target - begin,
-            tl.load(factor),
-            scale,
-            softcap,
-            smoothing,
-            z_loss,
-            WIDTH,
-            VOCABULARY,
-            CAPPED,
-            BLOCK,
-        )
+        high, log, f = tl.load(logs + row), tl.load(logs + rows + row), tl.load(factor)
+        at, e = target - begin, smoothing
+        _turn(x, high, log, at, f, scale, softcap, e, z_loss, WIDTH, VOCABULARY, CAPPED, BLOCK)
 
 
 @triton.jit(do_not_specialize=["n"])
-def scale_kernel(x, factor, n: tl.int64, BLOCK: tl.constexpr):
-    """In place; reads nothing where the factor is one."""
+def scale_kernel(x, factor, n: tl.int64, UNIT: tl.constexpr, BLOCK: tl.constexpr):
+    """In place; reads nothing where the factor is one. n is a multiple of UNIT."""
     f = tl.load(factor)
     if f != 1.0:
         step = tl.num_programs(0).to(tl.int64) * BLOCK
         for begin in tl.range(tl.program_id(0).to(tl.int64) * BLOCK, n, step):
             at = begin + tl.arange(0, BLOCK)
-            value = tl.load(x + at, at < n).to(tl.float32) * f
-            tl.store(x + at, value.to(x.dtype.element_ty), at < n)
+            mask = at < n // UNIT * UNIT
+            value = tl.load(x + at, mask).to(tl.float32) * f
+            tl.store(x + at, value.to(x.dtype.element_ty), mask)
