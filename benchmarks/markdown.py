@@ -67,6 +67,8 @@ def _about(rows: list[Row]) -> list[str]:
             line += f"; copy {limits['copy_gbs']:.0f} GB/s, matrix product {rate} TFLOP/s"
         if run.get("changes"):
             line += f"; cut for this device: {run['changes']}"
+        if run.get("note"):
+            line += f"; {run['note']}"
         lines.append(line)
     return [*lines, ""]
 

@@ -110,7 +110,10 @@ def test_status_shows_what_the_defaults_patch() -> None:
 
 def test_status_without_a_target_takes_every_architecture() -> None:
     report = answer("status")
-    assert {row["architecture"] for row in report["rows"]} == {*ARCHITECTURES}
+    taken = registry.defaults().keys()
+    assert {row["architecture"] for row in report["rows"]} == {
+        name for name in ARCHITECTURES if taken & set(ops_of(name))
+    }
     assert {row["outcome"] for row in report["rows"]} == {"patched"}
 
 

@@ -84,7 +84,7 @@ def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for example in blocks("README.md", "python"):
         exec(example, names)
         assert not hf_kernel_patch.status().rows
-    assert trained == [["rms_norm", "rope"]]
+    assert trained == [["rms_norm", "rope"], ["linear_cross_entropy"]]
 
 
 def test_readme_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:

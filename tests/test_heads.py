@@ -119,6 +119,19 @@ def test_a_whole_step_compiles_into_one_graph_and_its_logits_are_lazy(name: str,
     assert handed_back(report) == Counter()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+def test_labels_may_be_on_another_device_than_the_model() -> None:
+    model = tiny_model("llama").train().cuda()
+    ids = tokens().cuda()
+    eager = run(model, ids, labels=labels(), num_items_in_batch=torch.tensor(9))
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(LOSS, models="llama", strict=True) as report:
+        inside = run(model, ids, labels=labels(), num_items_in_batch=torch.tensor(9))
+    agree(inside, eager)
+    assert served(report) == 1
+
+
 def test_torch_compile_sees_the_original_of_the_plain_kernel() -> None:
     model = tiny_model("llama", num_hidden_layers=1).train()
     eager = model(tokens(), labels=labels(), use_cache=False)

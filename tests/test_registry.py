@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import BaseKernel, KernelUnavailableError, registry
+from hf_kernel_patch import BaseKernel, KernelUnavailableError, registry, settings
 from tests.probes import MOE, NORM, ROPE, SWIGLU, watched_kernel
 
 LOSS = "torch_fused_linear_cross_entropy"
@@ -220,3 +220,37 @@ def test_a_function_given_by_name_is_imported_at_first_use() -> None:
         assert registry.unavailable(kernel) is None
         with pytest.raises(ModuleNotFoundError, match="no_such_package"):
             kernel.load()
+
+
+GIVEN = {
+    "linear_cross_entropy.exact=1": {"exact": True},
+    f"{LOSS}.exact=no, {LOSS}.memory_mib=256": {"exact": False, "memory_mib": 256.0},
+    "linear_cross_entropy.memory_mib=auto, linear_cross_entropy.z_loss=1e-4": {
+        "memory_mib": None,
+        "z_loss": 1e-4,
+    },
+    "cuda_fused_linear_cross_entropy.exact=1": {},  # another kernel's
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_options_are_read_by_what_their_defaults_are(given: str) -> None:
+    kernel = registry.kernels()[LOSS]
+    options = settings.resolve(options=given).options
+    assert registry.options_of(kernel, options) == GIVEN[given]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"linear_crossentropy": {"exact": True}}, "did you mean 'linear_cross_entropy'"),
+        ({"linear_cross_entropy": {"exakt": True}}, "did you mean 'exact'"),
+        ({"linear_cross_entropy": {"exact": "perhaps"}}, "is true or false, not 'perhaps'"),
+        ({"linear_cross_entropy": {"z_loss": "much"}}, "is a number, not 'much'"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_is_patched(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf_kernel_patch.patch_transformers(LOSS, options=options)
+    with pytest.raises(ValueError, match=message):
+        hf_kernel_patch.patched(LOSS, options=options)

@@ -23,6 +23,12 @@ LEVELS: dict[str, tuple[str, tuple[Any, Any], tuple[str, Any], tuple[Any, Any]]]
     ),
     "backend": ("HF_KERNEL_PATCH_BACKEND", ("torch", "torch"), ("NPU", "npu"), ("triton",) * 2),
     "strict": ("HF_KERNEL_PATCH_STRICT", (False, False), ("1", True), (False, False)),
+    "options": (
+        "HF_KERNEL_PATCH_OPTIONS",
+        ({"a": {"b": 1, "c": None}, "d": {}}, (("a", "b", 1), ("a", "c", None))),
+        ("a.b=1, c.d = x y ", (("a", "b", "1"), ("c", "d", "x y"))),
+        ({"a": {"b": True}}, (("a", "b", True),)),
+    ),
 }
 
 
@@ -51,6 +57,23 @@ def test_exclude_has_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(KernelConfig(exclude="moe")).exclude == ("moe",)
     assert resolve(exclude=("moe", "rope", "moe")).exclude == ("moe", "rope")
     assert resolve(exclude=None).exclude == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("exact", ValueError, "op.option=value"),
+        ("exact=1", ValueError, "op.option=value"),
+        ({"linear_cross_entropy": "exact"}, TypeError, "mappings of options"),
+        (["exact"], TypeError, "mappings of options"),
+    ],
+)
+def test_options_that_cannot_be_read_are_told(
+    value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        resolve(options=value)
+    assert resolve(options=None).options == ()
 
 
 @pytest.mark.parametrize("blank", ["", "   "])

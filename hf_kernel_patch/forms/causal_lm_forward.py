@@ -28,7 +28,7 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
         given = {**dict(zip(variant.parameters, args)), **kwargs}
         why = _why_not(self, given)
         if len(given) != len(args) + len(kwargs):
-            why = "an argument was given twice"  # or there are too many: as the original says
+            why = "too many arguments, or one twice"  # as the original will say
         why = why or why_not_head(self.lm_head, self.config.vocab_size) or loss_of.why_not(self)
         if not site.active or (why is not None and site.declines(unless=why)):
             return original(self, *args, **kwargs)
@@ -140,13 +140,15 @@ class _Logits(Pending):
         self.model, self.between, self.hidden = model, between, hidden
         self.casts = torch.is_autocast_enabled(kind)
         self.dtype = torch.get_autocast_dtype(kind) if self.casts else hidden.dtype
-        self.version = model.lm_head.weight._version
+        self.weight = model.lm_head.weight
+        self.version = self.weight._version
 
     def make(self) -> Any:
         import torch
 
         head = self.model.lm_head
-        if head.weight._version != self.version:
+        # FSDP2 has two objects for one weight, and none of them tells of the other's steps.
+        if head.weight is self.weight and self.weight._version != self.version:
             warnings.warn(
                 "logits of a training step are read after its weights have changed: they are of "
                 "the new ones; ask for them with the option return_logits",

@@ -109,6 +109,15 @@ def lazy_output(kind: type) -> Any:
             return value()
         return value.pending() if isinstance(value, deferred_tensor()) else value
 
+    def read(self: Any) -> Any:
+        held = vars(self)
+        return held.get("logits") if held.get("_being_made") else real(held.get("logits"))
+
+    def post_init(self: Any) -> None:
+        vars(self).update(_being_made=True)  # transformers 4 reads every field there
+        base.__post_init__(self)
+        vars(self).update(_being_made=False)
+
     def item(self: Any, key: Any) -> Any:
         if isinstance(key, str):
             return real(base.__getitem__(self, key))
@@ -122,10 +131,8 @@ def lazy_output(kind: type) -> Any:
     members = {
         "__module__": __name__,
         "__doc__": base.__doc__,
-        "logits": property(
-            lambda self: real(vars(self).get("logits")),
-            lambda self, value: vars(self).update(logits=value),
-        ),
+        "logits": property(read, lambda self, value: vars(self).update(logits=value)),
+        "__post_init__": post_init,
         "get": lambda self, key, default=None: real(base.get(self, key, default)),
         "__getitem__": item,
         "__reduce__": reduce,

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_map
 
-from hf_kernel_patch.ops.rope import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
+from tests.npu.test_rope import rotary
 from tests.npusim import calls, reset_calls
 from tests.ops import test_add_rms_norm, test_moe, test_rms_norm, test_rope, test_swiglu
 from tests.ops.checks import (
@@ -122,146 +121,6 @@ def test_gemmas_weight_is_not_rounded_when_one_is_added() -> None:
 def test_rms_norm_that_the_operator_does_not_take_goes_back(x: Any, weight: Any, why: str) -> None:
     refused = kernel_of("rms_norm").refuse(drawn(*x), drawn(*weight), 1e-6, 0.0, True)
     assert refused is not None and why in refused
-
-
-# rope
-
-
-def rotary(
-    q: torch.Tensor, batch: int = 1, width: int = 64, heads: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    angles = drawn(batch, q.shape[3 - heads], width // 2, seed=5, grad=False).float()
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_rope_turns_attentions_q_and_k_without_a_copy(grad: bool) -> None:
-    q, k = drawn(2, 9, 4, 64, grad=grad), drawn(2, 9, 2, 64, seed=1, grad=grad)
-    cos, sin = rotary(q, heads=2)
-    assert kernel_of("rope").refuse(q.transpose(1, 2), k.transpose(1, 2), cos, sin) is None
-
-    def step() -> None:
-        turned, other = function_of("rope")(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-        assert turned.stride() == q.transpose(1, 2).stride()
-        if grad:
-            torch.autograd.backward((turned, other), (turned.detach(), other.detach()))
-
-    found = used(step)
-    assert found.pop("npu_rotary_mul") == (4 if grad else 2)
-    assert found.keys() <= {"roll", "neg"}
-
-
-def test_rope_of_one_token_and_many_sequences_is_served() -> None:
-    q, k = drawn(9, 1, 8, 64, grad=False), drawn(9, 1, 2, 64, seed=1, grad=False)
-    cos, sin = rotary(q, batch=9, heads=2)
-    arguments = q.transpose(1, 2), k.transpose(1, 2), cos, sin, 1, False
-    assert kernel_of("rope").refuse(*arguments) is None
-    case = test_rope.case("llama")
-    for ours, theirs in zip(
-        function_of("rope")(*arguments),
-        case.original(*(tree_map(lambda x: getattr(x, "cpu", lambda: x)(), arguments))),
-        strict=True,
-    ):
-        assert error(ours.cpu(), theirs) <= 1e-6
-
-
-def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
-    q, k = drawn(2, 4, 9, 64, grad=False), drawn(2, 2, 9, 64, seed=1, grad=False)
-    cos, sin = rotary(q)
-    assert kernel_of("rope").refuse(q, k, cos, sin, -3) is None
-    for ours, theirs in zip(
-        function_of("rope")(q, k, cos, sin, -3), function_of("rope")(q, k, cos, sin), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("q", "cos", "why"),
-    [
-        ((4, 9, 64), (1, 9, 64), "four dimensions"),
-        ((1, 4, 9, 64), (9, 64), "four dimensions"),
-        ((1, 4, 9, 900), (1, 9, 896), "under 896"),
-        ((1, 1000, 2, 16), (1, 2, 16), "under 1000"),
-        ((1000, 1, 2, 16), (1, 2, 16), "under 1000"),
-        ((2, 4, 9, 15), (1, 9, 15), "odd"),
-        ((2, 4, 9, 16), (1, 9, 32), "wider"),
-        ((2, 4, 9, 16), (1, 1, 16), "every token"),
-        ((2, 4, 0, 16), (1, 0, 16), "nothing to rotate"),
-    ],
-)
-def test_rope_that_the_operator_does_not_take_goes_back(q: Any, cos: Any, why: str) -> None:
-    angles = torch.ones(cos, device="npu")
-    refused = kernel_of("rope").refuse(drawn(*q), drawn(*q), angles, angles, 1, False)
-    assert refused is not None and why in refused
-
-
-@pytest.mark.parametrize("width", [64, 48])
-@pytest.mark.parametrize("factor", [1.3, 2.0, 5.0])
-@pytest.mark.parametrize("dtype", [F32, F16, BF16])
-def test_rope_of_scaled_angles_is_served_within_the_operators_range(
-    dtype: torch.dtype, factor: float, width: int
-) -> None:
-    q, k = drawn(2, 4, 9, 64, dtype=dtype), drawn(2, 2, 9, 64, seed=1, dtype=dtype)
-    cos, sin = (angle * factor for angle in rotary(q, width=width))
-    assert kernel_of("rope").refuse(q, k, cos, sin) is None
-    reset_calls()
-    outs = function_of("rope")(q, k, cos, sin)
-    torch.autograd.backward(outs, [out.detach() for out in outs])
-    assert calls()["npu_rotary_mul"] == 4
-    here = [tensor.detach().cpu().requires_grad_() for tensor in (q, k)]
-    wide = [tensor.detach().double().requires_grad_() for tensor in here]
-    angles = cos.cpu(), sin.cpu()
-    theirs = reference.rope(*here, *angles)
-    truth = reference.rope(*wide, *(angle.double() for angle in angles))
-    for found in (theirs, truth):
-        grads = [out.detach().cpu().to(to.dtype) for out, to in zip(outs, found, strict=True)]
-        torch.autograd.backward(found, grads)
-    for ours, eager, right in (
-        *zip(outs, theirs, truth, strict=True),
-        *((a.grad, b.grad, c.grad) for a, b, c in zip((q, k), here, wide, strict=True)),
-    ):
-        assert ours.dtype == dtype
-        assert error(ours.detach().cpu(), right.detach()) <= 1.1 * error(
-            eager.detach(), right.detach()
-        )
-
-
-def test_rope_reads_the_range_of_angles_once_and_again_when_they_change() -> None:
-    q = drawn(1, 4, 9, 64, grad=False)
-    cos, sin = rotary(q)
-    for _ in range(3):
-        function_of("rope")(q, q, cos, sin)
-    assert used(function_of("rope"), q, q, cos, sin) == {"npu_rotary_mul": 2}
-    assert "amax" in used(function_of("rope"), q, q, cos, sin.clone())
-    cos.mul_(1.5)
-    assert "amax" in used(function_of("rope"), q, q, cos, sin)
-    with torch.inference_mode():
-        assert "amax" in used(function_of("rope"), q, q, *rotary(q))
-
-
-def test_rope_of_angles_without_a_range_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    q = drawn(1, 4, 9, 64, grad=False)
-    cos, sin = rotary(q)
-    for value in (float("inf"), float("nan")):
-        wrong = sin.clone()
-        wrong[0, 0, 0] = value
-        assert kernel_of("rope").refuse(q, q, cos, wrong) == "cos or sin is not finite"
-        with pytest.raises(ValueError, match="not finite"):
-            function_of("rope")(q, q, cos, wrong)
-    monkeypatch.setattr(torch.npu, "is_current_stream_capturing", lambda: True)
-    assert "while a graph is captured" in str(kernel_of("rope").refuse(q, q, cos, sin))
-    monkeypatch.undo()
-    assert kernel_of("rope").refuse(q, q, cos, sin) is None
-    monkeypatch.setattr(torch.npu, "is_current_stream_capturing", lambda: True)
-    assert kernel_of("rope").refuse(q, q, cos, sin) is None  # read before
-
-
-def test_rope_with_angles_that_need_a_gradient_goes_back() -> None:
-    q = drawn(1, 4, 9, 64)
-    cos, sin = rotary(q)
-    why = kernel_of("rope").refuse(q, q, cos.requires_grad_(), sin, 1, False)
-    assert why == "cos or sin needs a gradient"
 
 
 # swiglu

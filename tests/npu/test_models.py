@@ -62,8 +62,8 @@ def loaded(folder: Path, device: str) -> Any:
 
 def trained(model: Any) -> list[dict[str, torch.Tensor]]:
     """The loss and every gradient of ten steps of AdamW, on the CPU."""
-    # eps: or an element whose gradient is nothing but rounding moves by a whole step.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-6)
+    # eps: or an element whose gradient is mostly rounding moves by a step as long as any other's.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
     found = []
     for step in range(STEPS):
         ids = tokens(seed=step).to(model.device)
@@ -100,7 +100,7 @@ def test_ten_steps_of_training_agree_with_the_cpus(name: str, tmp_path: Path) ->
         assert largest_error(one[0], on_cpu[0]) < 3e-6
         for step, (ours, theirs) in enumerate(zip(one, on_cpu, strict=True)):
             assert error(ours["loss"], theirs["loss"]) < 1e-6, step
-            assert largest_error(ours, theirs) < 1e-4, step
+            assert largest_error(ours, theirs) < 5e-5, step
 
 
 @pytest.mark.parametrize("name", NAMES)

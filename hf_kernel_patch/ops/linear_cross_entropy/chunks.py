@@ -1,5 +1,7 @@
-"""The schedules: chunks of rows with gradients made at once, slices of the vocabulary with a second
-pass. Both are products of PyTorch with one elementwise step between them."""
+"""The schedules: chunks of rows, and slices of the vocabulary with a second pass.
+
+Both are products of PyTorch with one elementwise step between them.
+"""
 
 from __future__ import annotations
 

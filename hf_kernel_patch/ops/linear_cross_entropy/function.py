@@ -83,14 +83,19 @@ def loss_by(
         bias = None if bias is None else bias.detach()
     targets = shifted(labels, shift_labels, options.ignore_index).to(hidden.device)
     divisor = items(targets, num_items_in_batch, options.ignore_index)
-    if not isinstance(divisor, torch.Tensor):
-        divisor = torch.full((), divisor, dtype=torch.float32, device=hidden.device)
-    shape = divisor.shape
+    # Of several divisors, which nobody hands out, there are as many losses.
+    several = isinstance(divisor, torch.Tensor) and divisor.numel() != 1
+    single: Any = 1.0 if several else divisor
+    if not isinstance(single, torch.Tensor):
+        single = torch.full((), single, dtype=torch.float32, device=hidden.device)
     with torch.autocast(kind, enabled=False):
         run = _Loss.apply if operator is None else operator
-        arguments = hidden.flatten(0, -2), weight, bias, targets, divisor.float().reshape(())
+        arguments = hidden.flatten(0, -2), weight, bias, targets, single.float().reshape(())
         loss, sums = run(*arguments, backend, options)
-    loss = loss.reshape(shape) if shape else loss  # no view, of which FSDP2 warns
+    if several:
+        loss = loss / divisor
+    elif single.dim():  # else there would be a view, of which FSDP2 warns
+        loss = loss.reshape(single.shape)
     if not options.metrics:
         return loss
     counted = (targets != options.ignore_index).sum()

@@ -165,14 +165,14 @@ def linear_cross_entropy(
 
     The logits are rounded to hidden's dtype, as the head of the original gives them, and exist a
     chunk at a time; rows whose label is ``ignore_index`` cost nothing. The gradients are made in
-    the forward, where the weight's is rounded to a half precision dtype at most four times. With
-    ``exact`` the weight's is rounded once, and gradients are made in the backward, for which the
-    logits are computed a second time.
+    the forward, where the weight's is rounded to bfloat16 at most four times, and once more where
+    the loss's own gradient is then no power of two.
 
     Args:
-        exact: as said.
+        exact: make the gradients in the backward, the weight's rounded once, for which the logits
+            are computed a second time.
         memory_mib: MiB that the logits in hand may take; by default a quarter of them, from what
-            fills the matrix units up to 1280, and 128 with ``exact``.
+            fills the matrix units up to 1280, and 160 with ``exact``.
     """
     found: Any = loss_by(
         BACKEND,
