@@ -22,6 +22,8 @@ from tests.tiny import (
     tiny_model,
 )
 
+#: Models without a dense MLP, unless their config asks for some.
+UNUSED = {name: ["swiglu"] for name in ("mixtral", "qwen3_moe", "qwen3_vl_moe")}
 NOT_IN_FLOAT64 = ("deepseek_v3", "glm4_moe")
 ROWS = [
     pytest.param(architecture.name, target, id=f"{architecture.name}-{target.qualname}")
@@ -50,7 +52,9 @@ def test_float32_outputs_and_gradients_agree(name: str) -> None:
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         inside = outputs_and_gradients(model)
         assert all(not row.handed_back for row in report)
-        assert sum(row.served for row in report) >= 2 * len(layer_ops_of(name))
+        served = {row.op for row in report if row.served}
+        # Where attention and layers are whole, no norm of theirs and no rotation is left alone.
+        assert served >= {*layer_ops_of(name)} - {"rope", *UNUSED.get(name, ())}
     assert largest_error(inside, eager) < 3e-6
     assert largest_error(outputs_and_gradients(model), eager) == 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.moe.triton_products import halves, origin_of, product, tile_of
+from hf_kernel_patch.ops.moe.triton_products import dot_added, halves, origin_of, product, tile_of
 from hf_kernel_patch.ops.swiglu.triton import _activate
 
 
@@ -213,6 +213,6 @@ def weight_kernel(
             other = other & (n < N)[None, :]
         a = tl.load(left + i.to(tl.int64)[:, None] * M + m[None, :], mask, 0.0)
         b = tl.load(right + j.to(tl.int64)[:, None] * N + n[None, :], other, 0.0)
-        acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
+        acc = dot_added(tl.trans(a), b, acc, PRECISION)
     spot = out + expert.to(tl.int64) * (M * N) + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(spot, acc.to(out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])

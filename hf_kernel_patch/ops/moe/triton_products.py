@@ -46,6 +46,19 @@ def origin_of(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LIST
 
 
 @triton.jit
+def dot_added(left, right, acc, PRECISION: tl.constexpr):
+    """acc + left times right.
+
+    In float32 the steps' sums are added up apart, as one long sum has a larger error. With
+    max_num_imprecise_acc, which says nothing about float32, Triton leaves the addition as it is.
+    """
+    if left.dtype == tl.float32:
+        return acc + tl.dot(left, right, input_precision=PRECISION, max_num_imprecise_acc=1)
+    else:
+        return tl.dot(left, right, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def product(
     x,  # (any, K), rows STRIDE apart, or a descriptor of it
     sources,  # (BLOCK_M,) rows of x, or the first one of a descriptor's
@@ -104,7 +117,7 @@ def product(
             else:
                 right = tl.load(b)
             b += BLOCK_K if TURN else BLOCK_K * N
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        acc = dot_added(left, right, acc, PRECISION)
     return acc
 
 
