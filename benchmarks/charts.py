@@ -63,8 +63,8 @@ def _curves(title: str, rows: list[Row], path: Path) -> bool:
     for place, name in enumerate(names):
         chosen = [row for row in rows if row["case"] == name]
         eager = chosen[0]["losses"]
-        for row, style in zip(chosen, ("-", "--", ":"), strict=True):
-            steps = range(1, len(eager) + 1)
+        steps = range(1, len(eager) + 1)
+        for row, style in zip(chosen, ("C0-", "C1--", "C2:"), strict=True):
             axes[0][place].plot(steps, row["losses"], style, label=row["variant"])
             if row is not chosen[0]:
                 apart = [abs(a - b) for a, b in zip(row["losses"], eager, strict=True)]

@@ -83,6 +83,7 @@ def test_every_owner_of_the_head_is_heard(owner: str) -> None:
 @pytest.fixture
 def here() -> Iterator[str]:
     """The kernel in Triton on this device, under an id of its own."""
+    pytest.importorskip("triton")
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs a CUDA device, or Triton's interpreter")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -106,6 +106,11 @@ def layer_ops_of(name: str) -> tuple[str, ...]:
     return tuple(op for op in ops_of(name) if op != "linear_cross_entropy")
 
 
+def having(op: str) -> list[str]:
+    """Architectures with a row for the op in the installed transformers."""
+    return [name for name in ARCHITECTURES if op in ops_of(name)]
+
+
 def modelling(name: str) -> Any:
     """The modelling module of an architecture, imported."""
     return importlib.import_module(architectures()[name].module)

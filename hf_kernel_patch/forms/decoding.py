@@ -9,20 +9,21 @@ bits. What goes in is copied in and what comes out is copied out: nobody sees a 
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from operator import is_
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.attention import Attention, attend, attention_of, modeling_of, states
 from hf_kernel_patch.forms.fingerprint import innermost
 from hf_kernel_patch.forms.site import Site, site_of
 from hf_kernel_patch.report import REPLAYED
+
+if TYPE_CHECKING:
+    from hf_kernel_patch.ops.graphs import Graph
 
 #: Whether layers are captured; set by ``hf_kernel_patch.capture_decoding``.
 enabled = True
@@ -127,8 +128,10 @@ class _Layer:
                 self._why_not = f"{_WITHOUT}the layer's modules or weights keep changing"
         if self._why_not is not None:
             return None
+        from hf_kernel_patch.ops.graphs import stream
+
         cos, _ = embeddings
-        key = (*hidden_states.shape, hidden_states.dtype, *cos.shape, cos.dtype, _stream())
+        key = (*hidden_states.shape, hidden_states.dtype, *cos.shape, cos.dtype, stream())
         experts = getattr(layer.self_attn.config, "_experts_implementation", None)
         key = (*key, experts)
         if (graphs := self._graphs.get(key)) is not None:
@@ -211,28 +214,13 @@ def _collecting() -> bool:
     return any(key != "hidden_states" and key[0] != "_" for key in collected or ())
 
 
-class _Graph(NamedTuple):
-    """A captured function; its memory is its own."""
-
-    graph: Any
-    inputs: list[Any]
-    outputs: tuple[Any, ...]
-
-    def replay(self, *inputs: Any) -> tuple[Any, ...]:
-        import torch
-
-        torch._foreach_copy_(self.inputs, inputs)
-        self.graph.replay()
-        return tuple(output.clone() for output in self.outputs)
-
-
 class _Graphs(NamedTuple):
     """What replaces a layer around its attention."""
 
     #: (hidden_states, cos, sin) -> q, k and v side by side, (B, all heads, 1, D).
-    before: _Graph
+    before: Graph
     #: (attention's output, hidden_states) -> the layer's output; the norm and the sum if not whole.
-    after: _Graph
+    after: Graph
     heads: list[int]
     attention: Attention
     modeling: Any
@@ -245,6 +233,8 @@ def _capture(
 ) -> _Graphs | str:
     """The graphs of a layer for inputs like these, or the reason why there are none."""
     import torch
+
+    from hf_kernel_patch.ops.graphs import capture
 
     attention: Any = layer.self_attn
     forward = type(attention).forward
@@ -275,60 +265,13 @@ def _capture(
 
     with torch.inference_mode(False), torch.no_grad():
         try:
-            first = _record(before, examples)
+            first = capture(before, examples)
             (heads,) = first.outputs
             out = heads.new_zeros(heads.shape[0], 1, sizes[0] * heads.shape[-1])
             try:
-                second, whole = _record(after, (out, examples[0])), True
+                second, whole = capture(after, (out, examples[0])), True
             except Exception:  # experts that ask the device what to do
-                second, whole = _record(without_mlp, (out, examples[0])), False
+                second, whole = capture(without_mlp, (out, examples[0])), False
         except Exception as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return _Graphs(first, second, sizes, known, modeling_of(forward), whole)
-
-
-#: By the stream of replays: where to capture, the graphs' pool of memory, and those alive.
-_streams: dict[int, tuple[Any, Any, WeakSet[Any]]] = {}
-
-
-def _stream() -> int:
-    import torch
-
-    return int(torch.cuda.current_stream().cuda_stream)
-
-
-def _record(function: Callable[..., tuple[Any, ...]], examples: Sequence[Any]) -> _Graph:
-    """Run a function of tensors once and then capture it; raises what it raises."""
-    import torch
-
-    current = torch.cuda.current_stream()
-    side, pool, alive = _streams.get(key := _stream(), (None, None, WeakSet()))
-    if not alive:  # a pool dies with its last graph
-        side, pool = side or torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        _streams[key] = side, pool, alive
-    inputs = [torch.empty_like(e, memory_format=torch.contiguous_format) for e in examples]
-    torch._foreach_copy_(inputs, list(examples))
-    side.wait_stream(current)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side), _no_collection():
-        function(*inputs)
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            outputs = function(*inputs)
-        finally:
-            graph.capture_end()
-    current.wait_stream(side)
-    alive.add(graph)
-    return _Graph(graph, inputs, outputs)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's collector might destroy another graph, which a capture does not survive."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()

@@ -11,7 +11,7 @@ from torch import nn
 
 import hf_kernel_patch
 from tests.ops.inputs import draw
-from tests.tiny import ARCHITECTURES, error, modelling, ops_of, tiny_model, tokens
+from tests.tiny import error, having, modelling, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 KEPT = torch.tensor([2, 5, 9])
@@ -103,7 +103,7 @@ def test_every_option_gives_what_the_original_gives(name: str, option: str) -> N
     assert (row.served, row.handed_back) == (1, {})
 
 
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "linear_cross_entropy" in ops_of(n)])
+@pytest.mark.parametrize("name", having("linear_cross_entropy"))
 def test_arguments_by_position_and_a_head_with_a_bias(name: str) -> None:
     model = tiny_model(name, tie_word_embeddings=False).train()
     model.lm_head.bias = nn.Parameter(torch.randn(model.lm_head.out_features))

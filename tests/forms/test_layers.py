@@ -8,11 +8,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.forms import forms
-from hf_kernel_patch.models import architectures
-from hf_kernel_patch.places import exists_here
 from tests.tiny import (
-    ARCHITECTURES,
+    having,
     largest_error,
     layer_ops_of,
     modelling,
@@ -22,15 +19,6 @@ from tests.tiny import (
 )
 
 ADD, HEADS = "torch_fused_add_rmsnorm", "torch_fused_qk_norm_rope"
-
-
-def having(op: str) -> list[str]:
-    """Architectures with a row for the op in the installed transformers."""
-    return [
-        name
-        for name in ARCHITECTURES
-        if any(forms()[t.form].op == op and exists_here(t) for t in architectures()[name].targets)
-    ]
 
 
 def reasons(report: Any, op: str) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npu.test_rope import rotary
 from tests.npusim import calls, reset_calls
-from tests.ops import test_add_rms_norm, test_moe, test_rms_norm, test_rope, test_swiglu
+from tests.ops import cases_add_rms_norm, cases_rms_norm, cases_rope, cases_swiglu, test_moe
 from tests.ops.checks import (
     BF16,
     F16,
@@ -23,7 +23,7 @@ from tests.ops.checks import (
 )
 from tests.tiny import error
 
-TABLES = (test_rms_norm, test_add_rms_norm, test_rope, test_swiglu, test_moe)
+TABLES = (cases_rms_norm, cases_add_rms_norm, cases_rope, cases_swiglu, test_moe)
 
 
 @pytest.mark.parametrize(

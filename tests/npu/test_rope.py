@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from hf_kernel_patch.ops.rope import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npusim import calls, reset_calls
-from tests.ops import test_rope
+from tests.ops import cases_rope
 from tests.ops.checks import BF16, F16, F32
 from tests.tiny import error
 
@@ -46,7 +46,7 @@ def test_rope_of_one_token_and_many_sequences_is_served() -> None:
     cos, sin = rotary(q, batch=9, heads=2)
     arguments = q.transpose(1, 2), k.transpose(1, 2), cos, sin, 1, False
     assert kernel_of("rope").refuse(*arguments) is None
-    case = test_rope.case("llama")
+    case = cases_rope.case("llama")
     for ours, theirs in zip(
         function_of("rope")(*arguments),
         case.original(*(tree_map(lambda x: getattr(x, "cpu", lambda: x)(), arguments))),

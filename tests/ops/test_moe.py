@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,10 +19,6 @@ from tests.ops.checks import (
     SHORT,
     Case,
     backends,
-    check_backend,
-    check_double_backward,
-    check_reference,
-    check_saves_nothing,
     device_of,
     draw,
 )
@@ -151,22 +146,6 @@ CASES = [
     ),
 ]
 PLAIN = [case("several experts", listed=listed, sizes=EVEN) for listed in (False, True)]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_reference_is_what_hugging_face_computes(case: Case) -> None:
-    check_reference(case)
-
-
-@pytest.mark.parametrize(("kernel", "case"), backends(CASES))
-def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
-    check_backend(kernel, case)
-
-
-@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
-@pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
-def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
-    check(kernel, case)
 
 
 @pytest.mark.parametrize(("kernel", "case"), backends([case("experts without tokens", sizes=EVEN)]))

@@ -13,7 +13,7 @@ from hf_kernel_patch.ops import launch
 from hf_kernel_patch.ops.add_rms_norm import CudaFusedAddRMSNorm
 from hf_kernel_patch.ops.add_rms_norm.reference import add_rms_norm as add_reference
 from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm, reference
-from tests.ops import test_add_rms_norm, test_rms_norm
+from tests.ops import cases_add_rms_norm, cases_rms_norm
 from tests.ops.checks import (
     BF16,
     F16,
@@ -33,13 +33,13 @@ EPS = 1e-5
 #: The interpreter takes bf16 for integers and truncates, and is slow.
 CASES = [
     (kernel, case)
-    for kernel, cases in ((NORM, test_rms_norm.CASES), (ADD, test_add_rms_norm.CASES))
+    for kernel, cases in ((NORM, cases_rms_norm.CASES), (ADD, cases_add_rms_norm.CASES))
     for case in cases
     if GPU or ("bf16" not in case.name and "96x512" not in case.name)
 ]
 PLAIN = [
-    *((NORM, case) for case in test_rms_norm.PLAIN),
-    *((ADD, case) for case in test_add_rms_norm.PLAIN),
+    *((NORM, case) for case in cases_rms_norm.PLAIN),
+    *((ADD, case) for case in cases_add_rms_norm.PLAIN),
 ]
 
 

@@ -13,7 +13,7 @@ from hf_kernel_patch.ops.qk_norm_rope import CudaFusedQKNormRoPE
 from hf_kernel_patch.ops.qk_norm_rope.reference import qk_norm_rope as normed_reference
 from hf_kernel_patch.ops.rope import CudaFusedRoPE
 from hf_kernel_patch.ops.rope.reference import rope as rope_reference
-from tests.ops import test_qk_norm_rope, test_rope
+from tests.ops import cases_qk_norm_rope, cases_rope
 from tests.ops.checks import (
     BF16,
     F16,
@@ -32,8 +32,8 @@ pytestmark = MARKS
 ROPE, NORMED = here(CudaFusedRoPE), here(CudaFusedQKNormRoPE)
 KERNELS = pytest.mark.parametrize("kernel", [ROPE, NORMED], ids=lambda kernel: kernel.op)
 PARTIAL = {
-    ROPE: test_rope.case("phi3", length=2),
-    NORMED: test_qk_norm_rope.case("partial", length=2),
+    ROPE: cases_rope.case("phi3", length=2),
+    NORMED: cases_qk_norm_rope.case("partial", length=2),
 }
 #: Too many programs for the interpreter.
 LONG = () if GPU else ("many tokens", "prime sizes")
@@ -41,18 +41,18 @@ LONG = () if GPU else ("many tokens", "prime sizes")
 HALF = BF16 if GPU else F16
 SHORT = {} if GPU else {"length": 3}
 CASES = [
-    *((ROPE, test_rope.case("llama", (dtype, dtype), **SHORT)) for dtype in (F32, HALF)),
-    *((ROPE, test_rope.case("olmo2", dtypes, **SHORT)) for dtypes in ((F16, F32), (F32, F16))),
+    *((ROPE, cases_rope.case("llama", (dtype, dtype), **SHORT)) for dtype in (F32, HALF)),
+    *((ROPE, cases_rope.case("olmo2", dtypes, **SHORT)) for dtypes in ((F16, F32), (F32, F16))),
     *(
-        (ROPE, test_rope.case("phi3", name=name, **{**SHORT, **options}))
-        for name, options in test_rope.OPTIONS.items()
+        (ROPE, cases_rope.case("phi3", name=name, **{**SHORT, **options}))
+        for name, options in cases_rope.OPTIONS.items()
         if name not in LONG
     ),
-    *((NORMED, test_qk_norm_rope.case("qwen3", (dtype,) * 3, **SHORT)) for dtype in (F32, HALF)),
-    (NORMED, test_qk_norm_rope.case("gemma", (HALF, F32, HALF), **SHORT)),
+    *((NORMED, cases_qk_norm_rope.case("qwen3", (dtype,) * 3, **SHORT)) for dtype in (F32, HALF)),
+    (NORMED, cases_qk_norm_rope.case("gemma", (HALF, F32, HALF), **SHORT)),
     *(
-        (NORMED, test_qk_norm_rope.case("partial", name=name, **{**SHORT, **options}))
-        for name, options in test_qk_norm_rope.OPTIONS.items()
+        (NORMED, cases_qk_norm_rope.case("partial", name=name, **{**SHORT, **options}))
+        for name, options in cases_qk_norm_rope.OPTIONS.items()
         if name not in LONG
     ),
 ]

@@ -10,7 +10,7 @@ import torch
 
 from hf_kernel_patch.ops.swiglu import CudaFusedSwiGLU
 from hf_kernel_patch.ops.swiglu.reference import swiglu as reference
-from tests.ops import test_swiglu
+from tests.ops import cases_swiglu
 from tests.ops.checks import (
     BF16,
     F16,
@@ -30,7 +30,7 @@ ACTIVATIONS = pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 #: The interpreter truncates to bf16.
 CASES = [
     case
-    for case in test_swiglu.CASES
+    for case in cases_swiglu.CASES
     if (GPU or "bf16" not in case.name) and "Phi3" not in case.name
 ]
 
@@ -67,7 +67,7 @@ def test_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
 @ACTIVATIONS
 def test_autograd_holds(holds: Callable[..., None], activation: str) -> None:
     flavour = "LlamaMLP" if activation == "silu" else "GemmaMLP"
-    holds(SWIGLU, test_swiglu.case(flavour, (3, 7, 61)))
+    holds(SWIGLU, cases_swiglu.case(flavour, (3, 7, 61)))
 
 
 @ACTIVATIONS

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from hf_kernel_patch.ops.linear_cross_entropy.function import Gradients, Problem
+from hf_kernel_patch.ops.linear_cross_entropy.function import Gradients, Problem, folds
 
 #: Rows of a chunk that fill the matrix units, and roundings of a half precision sum that are few.
 FILLING, FEW = 2048, 4
@@ -94,13 +94,15 @@ def early(
     """
     hidden, weight, bias, targets, options = problem
     (rows, width), vocabulary = hidden.shape, len(weight)
-    size = chunk_rows(rows, vocabulary, hidden.element_size(), options.memory_mib)
+    size = chunk_rows(rows, vocabulary, hidden.itemsize, options.memory_mib)
     out = torch.zeros(3, rows, dtype=torch.float32, device=hidden.device)
     chunks = range(0, rows, size or 1)
-    half = hidden.dtype.itemsize < 4
-    wide = half and (options.exact or len(chunks) > FEW or hidden.dtype is torch.float16)
+    # Of float16 the caller rounds, once it has scaled them.
+    folded = folds(hidden.dtype)
+    wide = not folded or (weight.itemsize < 4 and (options.exact or len(chunks) > FEW))
     sums = torch.float32 if wide else weight.dtype
-    grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    kept = hidden.dtype if folded else torch.float32
+    grad_hidden = hidden.new_empty(hidden.shape, dtype=kept) if needed[0] else None
     make = torch.empty if len(chunks) else torch.zeros
     grad_weight = make(vocabulary, width, dtype=sums, device=hidden.device) if needed[1] else None
     grad_bias = torch.zeros(vocabulary, device=hidden.device) if needed[2] else None
@@ -110,19 +112,18 @@ def early(
         x, logits = hidden[part], held[: part.stop - begin]
         logits_into(logits, x, weight, bias)
         turn(logits, targets[part], factor, out[:, part], any(needed), options)
-        if needed[0]:
-            torch.mm(logits, weight, out=grad_hidden[part])
+        if grad_hidden is not None:
+            add_product(grad_hidden[part], logits, weight, True)
         if grad_weight is not None:
             add_product(grad_weight, logits.t(), x, begin == 0)
         if grad_bias is not None:
             grad_bias += logits.sum(0, dtype=torch.float32)
     del held
-    if grad_weight is not None and hidden.dtype is not torch.float16:
+    if grad_weight is not None and folded:
         grad_weight = grad_weight.to(weight.dtype)
-    found: Gradients = [grad_hidden if needed[0] else None, grad_weight, None]
-    if grad_bias is not None and bias is not None:
-        found[2] = grad_bias if hidden.dtype is torch.float16 else grad_bias.to(bias.dtype)
-    return out.sum(1), found
+    if grad_bias is not None and folded:
+        grad_bias = grad_bias.to(weight.dtype)
+    return out.sum(1), [grad_hidden, grad_weight, grad_bias]
 
 
 def sums(

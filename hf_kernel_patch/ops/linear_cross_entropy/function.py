@@ -214,7 +214,7 @@ def unpack(found: Gradients, rows: torch.Tensor | None, problem: Problem) -> Gra
     """The gradients with the hidden states' rows back in their places."""
     grad = found[0]
     if rows is not None and grad is not None:
-        found[0] = problem.hidden.new_zeros(problem.hidden.shape).index_copy_(0, rows, grad)
+        found[0] = grad.new_zeros(problem.hidden.shape).index_copy_(0, rows, grad)
     return found
 
 

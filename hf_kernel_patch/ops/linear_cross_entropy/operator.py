@@ -44,7 +44,7 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
         logs = hidden.new_empty(2, len(hidden), dtype=_FLOAT) if exact and some else None
         early = [wanted and not exact for wanted in needed]
         wide = None if folds(hidden.dtype) else _FLOAT
-        made = _like((hidden, weight, bias), early, (None, wide, wide))
+        made = _like((hidden, weight, bias), early, (wide,) * 3)
         first = hidden.new_empty((), dtype=_FLOAT), hidden.new_empty(3, dtype=_FLOAT)
         return *first, *_given(hidden, [logs, *made])
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from tests.ops.checks import (
     BF16,
@@ -14,11 +11,6 @@ from tests.ops.checks import (
     F32,
     SHORT,
     Case,
-    backends,
-    check_backend,
-    check_double_backward,
-    check_reference,
-    check_saves_nothing,
     draw,
 )
 from tests.tiny import modelling, tiny_config
@@ -86,19 +78,3 @@ CASES = [
     )
 ]
 PLAIN = [case(flavour, (3, 7, 61)) for flavour in FLAVOURS]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_reference_is_what_hugging_face_computes(case: Case) -> None:
-    check_reference(case)
-
-
-@pytest.mark.parametrize(("kernel", "case"), backends(CASES))
-def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
-    check_backend(kernel, case)
-
-
-@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
-@pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
-def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
-    check(kernel, case)

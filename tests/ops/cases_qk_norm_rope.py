@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch.func import functional_call
 
@@ -15,11 +13,6 @@ from tests.ops.checks import (
     F32,
     SHORT,
     Case,
-    backends,
-    check_backend,
-    check_double_backward,
-    check_reference,
-    check_saves_nothing,
     draw,
 )
 from tests.tiny import modelling
@@ -115,19 +108,3 @@ CASES = [
     ),
 ]
 PLAIN = [case(flavour) for flavour in FLAVOURS]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_reference_is_what_hugging_face_computes(case: Case) -> None:
-    check_reference(case)
-
-
-@pytest.mark.parametrize(("kernel", "case"), backends(CASES))
-def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, case: Case) -> None:
-    check_backend(kernel, case)
-
-
-@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
-@pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
-def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
-    check(kernel, case)
