@@ -265,6 +265,30 @@ def test_refuses_experts_that_the_kernels_cannot_read(
 
 
 @needs_gpu
+def test_refuses_many_rows_in_exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = inputs("many tokens")
+    assert MOE.refuse(*arguments) is None
+    monkeypatch.setattr(MOE, "most_exact_rows", 16)
+    assert "exact float32" in str(MOE.refuse(*arguments))
+    assert MOE.refuse(*inputs("many tokens", BF16)) is None
+
+
+@pytest.mark.parametrize("table", ["HOPPER", "PLAIN", "WIDE", "INTERPRETED"])
+def test_tiles_fit_each_other_and_the_shared_memory(table: str) -> None:
+    size, memory = (
+        (4, 48 << 10) if table == "WIDE" else (2, (227 if table == "HOPPER" else 96) << 10)
+    )
+    for given in getattr(tiles, table).values():
+        by_row = given[:4]  # over the rows of one plan
+        assert {tile.m for tile in by_row} == {given.gate_up.m}
+        assert given.inner_backward.n <= 4 * given.part
+        for tile in given[:6]:
+            columns = tile.n * (2 if tile is given.gate_up else 1)
+            assert tile.stages * tile.k * (tile.m + columns) * size <= memory
+            assert not tile.loops or tile in (given.down, given.hidden_backward)
+
+
+@needs_gpu
 @pytest.mark.parametrize("tokens", [1, 7, 150])
 def test_a_cuda_graph_replays_it_with_other_routes(tokens: int) -> None:
     hidden, index, weights, *rest = inputs("many tokens", BF16, sizes=EVEN)

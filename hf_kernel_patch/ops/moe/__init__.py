@@ -37,6 +37,8 @@ class CudaFusedMoE(TritonKernel):
     kernel_id = "cuda_fused_moe"
     op = "moe"
     function = "hf_kernel_patch.ops.moe.triton:moe"
+    #: Rows of an expert on average; for more of them the matrix units have to help.
+    most_exact_rows = 64
 
     @classmethod
     def check_deps(cls) -> str | None:
@@ -69,6 +71,12 @@ class CudaFusedMoE(TritonKernel):
             return "the experts are on another device, of another dtype or not contiguous"
         if index is not None and index.numel() >= 1 << 31:
             return "more than 2147483647 pairs of token and expert"
+        if index is not None and index.numel() > cls.most_exact_rows * len(down):
+            import torch
+
+            exact = torch.get_float32_matmul_precision() == "highest"
+            if hidden.is_cuda and hidden.dtype == torch.float32 and exact:
+                return "exact float32 products of many rows, which were not measured to pay"
         return None
 
 
