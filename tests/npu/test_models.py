@@ -249,4 +249,5 @@ def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
     ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
     assert ours <= 1.1 * theirs
     assert not any(row.handed_back for row in report)
-    assert all(row.served for row in report if row.op == "moe")
+    experts = [row for row in report if row.op == "moe" and "decode" not in row.site]
+    assert all(row.served for row in experts)

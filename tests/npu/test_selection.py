@@ -123,7 +123,7 @@ def test_a_layer_that_stays_on_the_cpu_falls_back_and_the_others_are_served(
     assert error(inside, eager) < 1e-6
     assert calls()["npu_moe_token_permute"] - before == 1
     for row in report:
-        if row.op != "swiglu":
+        if row.op != "swiglu" and "decode" not in row.site:
             assert row.served
             assert list(row.handed_back) == ["a tensor is on cpu"]
 
