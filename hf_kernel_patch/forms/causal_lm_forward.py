@@ -164,5 +164,5 @@ class _Logits(Pending):
 
         if torch.compiler.is_compiling():
             return self
-        shape = (*self.hidden.shape[:-1], self.model.lm_head.out_features)
+        shape = (*self.hidden.shape[:-1], self.model.lm_head.weight.shape[0])
         return deferred_tensor()(self, shape, self.dtype, self.hidden.device)

@@ -10,6 +10,7 @@ ARCHITECTURE = Architecture(
         "apply_rotary_pos_emb": "rope.partial",
         "Qwen3_5MoeMLP.forward": "swiglu.gate_up_down",
         "Qwen3_5MoeExperts.forward": "moe.stacked",
+        "Qwen3_5MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "Qwen3_5MoeForCausalLM.forward": "causal_lm.moe",
     },
     transformers=">=5.2",

@@ -11,6 +11,7 @@ ARCHITECTURE = Architecture(
         "Qwen3NextMLP.forward": "swiglu.gate_up_down",
         "Qwen3NextExperts.forward": ("moe.stacked", ">=5"),
         "Qwen3NextSparseMoeBlock.forward": ("moe.list_shared", "<5"),
+        "Qwen3NextForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "Qwen3NextForCausalLM.forward": "causal_lm.moe",
     },
     transformers=">=4.57",
