@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from hf_kernel_patch import activation, instances, registry, settings
 from hf_kernel_patch.activation import Activation, ledger, raise_if_blocked
 from hf_kernel_patch.errors import unknown
-from hf_kernel_patch.forms import decoding
 from hf_kernel_patch.forms import site as calls
 from hf_kernel_patch.report import PatchReport
 from hf_kernel_patch.settings import UNSET, Settings
@@ -243,7 +242,7 @@ def capture_decoding(enabled: bool = True) -> None:
     On by default; HF_KERNEL_PATCH_CAPTURE=0 switches them off. Without them the layers run their
     kernels one by one, with the same result.
     """
-    decoding.enabled = enabled
+    calls.capturing = enabled
 
 
 def _apply(

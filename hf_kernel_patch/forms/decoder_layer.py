@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from hf_kernel_patch.forms import decoding
 from hf_kernel_patch.forms.attention import modeling_of
 from hf_kernel_patch.forms.form import Form, register_form
 from hf_kernel_patch.forms.rms_norm import Norm, norm_arguments, norms_in
@@ -83,7 +82,11 @@ def _adapter(spec: Layer) -> Callable[[Site], Callable[..., Any]]:
 
         original, names = site.original, tuple(spec.parameters)
         known = norms_in(modeling_of(original))
-        decode = decoding.decoder(site, spec)
+        decode: Any = None
+        if site.kernel.device == "cuda":
+            from hf_kernel_patch.forms.decoding import decoder
+
+            decode = decoder(site, spec)
 
         def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
             if not site.active:

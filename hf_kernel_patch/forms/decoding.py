@@ -16,6 +16,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from hf_kernel_patch.forms import site as calls
 from hf_kernel_patch.forms.activation import touched
 from hf_kernel_patch.forms.attention import Attention, attend, attention_of, modeling_of, states
 from hf_kernel_patch.forms.fingerprint import innermost
@@ -25,8 +26,6 @@ from hf_kernel_patch.report import REPLAYED
 if TYPE_CHECKING:
     from hf_kernel_patch.ops.graphs import Graph
 
-#: Whether layers are captured; set by ``hf_kernel_patch.capture_decoding``.
-enabled = True
 #: A layer is captured for a batch when it has met it so often: the first calls compile kernels.
 CALLS_BEFORE = 2
 #: Batches that a layer is captured for at most, and the largest; above it the GPU is the limit.
@@ -43,21 +42,19 @@ _HOMES = ("torch.nn.", "transformers.")
 Decode = Callable[[Any, Any, dict[str, Any]], Any]
 
 
-def decoder(site: Site, spec: Any) -> Decode | None:
-    """decode(layer, hidden_states, given) of a decoder layer's form, or None off CUDA.
+def decoder(site: Site, spec: Any) -> Decode:
+    """decode(layer, hidden_states, given) of a decoder layer's form.
 
     ``spec`` is the form's ``decoder_layer.Layer`` and ``given`` the layer's other arguments by
     name. It returns the layer's output, or None where the layer has to run as it is.
     """
-    if site.kernel.device != "cuda":
-        return None
     import torch
 
     layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
     site.on_release = layers.clear
 
     def decode(layer: Any, hidden_states: Any, given: dict[str, Any]) -> Any:
-        if not enabled or torch.is_grad_enabled() or hidden_states.dim() != 3:
+        if not calls.capturing or torch.is_grad_enabled() or hidden_states.dim() != 3:
             return None
         batch, length, _ = hidden_states.shape
         cache, embeddings = given.get("past_key_values"), given.get("position_embeddings")

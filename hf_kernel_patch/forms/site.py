@@ -11,6 +11,8 @@ from hf_kernel_patch.registry import Kernel
 SERVED = "served"
 #: Whether calls are counted; set by ``hf_kernel_patch.count_calls``.
 counting = False
+#: Whether decoder layers decode from CUDA graphs; set by ``hf_kernel_patch.capture_decoding``.
+capturing = True
 
 
 class Site:
