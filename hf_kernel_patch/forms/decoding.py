@@ -129,8 +129,8 @@ class _Layer:
 
         cos, _ = embeddings
         key = (*hidden_states.shape, hidden_states.dtype, *cos.shape, cos.dtype, stream())
-        experts = getattr(layer.self_attn.config, "_experts_implementation", None)
-        key = (*key, experts)
+        config = getattr(layer.self_attn, "config", None)
+        key = (*key, getattr(config, "_experts_implementation", None))
         if (graphs := self._graphs.get(key)) is not None:
             self._replays += 1
             return graphs
@@ -162,8 +162,10 @@ class _Parts:
             (kept, n) for kept in held for n, value in kept.items() if value is not None
         ]
         self.tensors = [kept[name] for kept, name in self._places]
-        self._pointers = [tensor.data_ptr() for tensor in self.tensors]
-        self._scope = innermost(type(layer.self_attn).forward).__globals__
+        # A subclass, such as a quantised weight, may have no memory of its own.
+        self._plain = [tensor for tensor in self.tensors if _is_plain(tensor)]
+        self._pointers = [tensor.data_ptr() for tensor in self._plain]
+        self._scope = getattr(innermost(type(layer.self_attn).forward), "__globals__", {})
         self._rotary = self._scope.get("apply_rotary_pos_emb")
 
     def unchanged(self) -> bool:
@@ -175,23 +177,27 @@ class _Parts:
             and all(map(is_, [kind.forward for kind in self._kinds], self._forwards))
             and [module.training for module in self.modules] == self._training
             and all(map(is_, [kept.get(name) for kept, name in self._places], self.tensors))
-            and [tensor.data_ptr() for tensor in self.tensors] == self._pointers
+            and [tensor.data_ptr() for tensor in self._plain] == self._pointers
             and self._scope.get("apply_rotary_pos_emb") is self._rotary
         )
 
     def why_not(self) -> str | None:
         """Why a layer of these parts cannot be captured."""
-        import torch
-
         for module, kind in zip(self.modules, self._kinds):
             if not kind.__module__.startswith(_HOMES):
                 return f"{kind.__qualname__} of {kind.__module__} is no part of transformers"
             if _touched(module):
                 return f"a hook on {kind.__qualname__} needs the original"
         for tensor in self.tensors:
-            if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            if not _is_plain(tensor):
                 return f"a weight is a {type(tensor).__name__}"
         return None
+
+
+def _is_plain(tensor: Any) -> bool:
+    import torch
+
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def _touched(module: Any) -> bool:

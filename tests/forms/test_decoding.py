@@ -91,6 +91,23 @@ def test_what_cannot_be_captured_is_named(layer: Any) -> None:
     assert "hook" in str(_Parts(layer).why_not())
 
 
+def test_a_weight_without_memory_of_its_own_is_named(layer: Any) -> None:
+    class Quantised(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(
+            cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            assert function is torch.ops.aten.detach.default
+            return args[0]
+
+    weight = layer.mlp.up_proj.weight
+    made = torch.Tensor._make_wrapper_subclass(Quantised, weight.shape, dtype=weight.dtype)
+    layer.mlp.up_proj.weight = nn.Parameter(made, requires_grad=False)
+    parts = _Parts(layer)
+    assert parts.unchanged()
+    assert parts.why_not() == "a weight is a Quantised"
+
+
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 gpu = [pytest.mark.gpu, needs_gpu]
 
