@@ -89,6 +89,8 @@ class Variant(NamedTuple):
     between: Between = _NOTHING
     call: str = _BY_NAME
     router: bool = False
+    #: Whether the router's logits are in the output without an auxiliary loss.
+    routed: bool = False
 
     @property
     def by_name(self) -> bool:
@@ -122,7 +124,8 @@ class Variant(NamedTuple):
     @property
     def output(self) -> str:
         """The name of the output's class."""
-        return "MoeCausalLMOutputWithPast" if self.router else "CausalLMOutputWithPast"
+        has_router = self.router or self.routed
+        return "MoeCausalLMOutputWithPast" if has_router else "CausalLMOutputWithPast"
 
     def source(self) -> str:
         """The function."""
@@ -134,7 +137,8 @@ class Variant(NamedTuple):
         )
         kwargs = ", **kwargs" if self.pass_kwargs else ""
         extra = "aux_loss=aux_loss, " if self.router else ""
-        tail = ", router_logits=outputs.router_logits" if self.router else ""
+        has_router = self.router or self.routed
+        tail = ", router_logits=outputs.router_logits" if has_router else ""
         return (
             f"def forward(self, {parameters}, logits_to_keep=0, **kwargs):\n{defaults}"
             f"    outputs = self.model({passed}{kwargs})\n"
@@ -158,10 +162,12 @@ def _default_order(names: tuple[str, ...]) -> tuple[str, ...]:
 _SLICES = ((_OLD_SLICE, True), (_OLD_SLICE, False), (_NEW_SLICE, False))
 
 
-def _form(name: str, **options: Any) -> None:
+def _form(name: str, *also: dict[str, Any], **options: Any) -> None:
+    """A form in all its spellings; ``also`` are other options that some versions have."""
     variants = [
-        Variant(*slicing, flags, passed, **options)
+        Variant(*slicing, flags, passed, **chosen)
         for slicing, flags, passed in product(_SLICES, (False, True), (False, True))
+        for chosen in (options, *also)
     ]
     adapters = {variant.source(): partial(adapter, variant) for variant in variants}
     register_form(Form(name, "linear_cross_entropy", adapters))
@@ -171,4 +177,5 @@ _form("causal_lm.dense")
 _form("causal_lm.scaled", between=_DIVIDED)
 _form("causal_lm.multiplied", between=_MULTIPLIED)
 _form("causal_lm.softcap", between=_SOFTCAP, call=_BY_POSITION)
+_form("causal_lm.routed", {"routed": True})
 _form("causal_lm.moe", router=True, call=_BY_POSITION)

@@ -65,7 +65,7 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
             if asked.get("metrics"):
                 loss, metrics = loss
             logits = None
-        auxiliary = _auxiliary(self, scope, given, outputs) if variant.router else {}
+        auxiliary = _auxiliary(self, variant, scope, given, outputs)
         if auxiliary.get("aux_loss") is not None:
             loss = loss + self.router_aux_loss_coef * auxiliary["aux_loss"].to(loss.device)
         kind = plain
@@ -115,9 +115,11 @@ def _inputs(model: Any, variant: Variant, given: dict[str, Any]) -> dict[str, An
 
 
 def _auxiliary(
-    model: Any, scope: dict[str, Any], given: dict[str, Any], outputs: Any
+    model: Any, variant: Variant, scope: dict[str, Any], given: dict[str, Any], outputs: Any
 ) -> dict[str, Any]:
     """The router's part of the output."""
+    if not variant.router:
+        return {"router_logits": outputs.router_logits} if variant.routed else {}
     flag, found = given.get("output_router_logits"), None
     if model.config.output_router_logits if flag is None else flag:
         found = scope["load_balancing_loss_func"](
