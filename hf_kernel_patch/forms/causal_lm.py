@@ -173,9 +173,8 @@ def _form(name: str, *also: dict[str, Any], **options: Any) -> None:
     register_form(Form(name, "linear_cross_entropy", adapters))
 
 
-_form("causal_lm.dense")
+_form("causal_lm.dense", {"routed": True})
 _form("causal_lm.scaled", between=_DIVIDED)
 _form("causal_lm.multiplied", between=_MULTIPLIED)
 _form("causal_lm.softcap", between=_SOFTCAP, call=_BY_POSITION)
-_form("causal_lm.routed", {"routed": True})
 _form("causal_lm.moe", router=True, call=_BY_POSITION)

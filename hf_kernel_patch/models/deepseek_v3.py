@@ -13,6 +13,6 @@ ARCHITECTURE = Architecture(
         "DeepseekV3MoE.moe": ("moe.list_chosen", "<5"),
         "DeepseekV3ForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "DeepseekV3DecoderLayer.forward": "decoder_layer.pre_norm",
-        "DeepseekV3ForCausalLM.forward": "causal_lm.routed",
+        "DeepseekV3ForCausalLM.forward": "causal_lm.dense",
     },
 )

@@ -13,6 +13,6 @@ ARCHITECTURE = Architecture(
         "Glm4MoeMoE.moe": ("moe.list_chosen", "<5"),
         "Glm4MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "Glm4MoeDecoderLayer.forward": "decoder_layer.pre_norm",
-        "Glm4MoeForCausalLM.forward": "causal_lm.routed",
+        "Glm4MoeForCausalLM.forward": "causal_lm.dense",
     },
 )
