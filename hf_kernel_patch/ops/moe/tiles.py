@@ -37,7 +37,7 @@ class Tiles(NamedTuple):
     gate_up_weight: Tile
     down_weight: Tile
     #: Columns that the epilogue of ``inner_backward`` takes at a time.
-    part: int
+    part: int = 64
 
 
 def _alike(tile: Tile, weights: Tile | None = None, part: int = 64) -> Tiles:
@@ -58,7 +58,6 @@ HOPPER: dict[int, Tiles] = {
         hidden_backward=Tile(16, 128, 64, 4, 4, True),
         gate_up_weight=Tile(128, 128, 32, 4, 4),
         down_weight=Tile(128, 128, 32, 4, 4),
-        part=64,
     ),
     24: Tiles(
         gate_up=Tile(32, 64, 128, 8, 3, True),
@@ -67,7 +66,6 @@ HOPPER: dict[int, Tiles] = {
         hidden_backward=Tile(32, 128, 64, 4, 4, True),
         gate_up_weight=Tile(128, 128, 32, 4, 4),
         down_weight=Tile(128, 128, 32, 4, 4),
-        part=64,
     ),
     96: Tiles(
         gate_up=Tile(64, 128, 64, 4, 4, True),
@@ -76,7 +74,6 @@ HOPPER: dict[int, Tiles] = {
         hidden_backward=Tile(64, 256, 64, 4, 4, True),
         gate_up_weight=Tile(128, 128, 32, 4, 4),
         down_weight=Tile(128, 128, 32, 4, 4),
-        part=64,
     ),
     512: Tiles(
         gate_up=Tile(128, 128, 64, 8, 4, True),
@@ -85,7 +82,6 @@ HOPPER: dict[int, Tiles] = {
         hidden_backward=Tile(128, 256, 64, 8, 4, True),
         gate_up_weight=Tile(128, 128, 32, 4, 4),
         down_weight=Tile(128, 128, 64, 4, 3),
-        part=64,
     ),
     1 << 62: Tiles(
         gate_up=Tile(128, 128, 64, 8, 4, True),
@@ -94,7 +90,6 @@ HOPPER: dict[int, Tiles] = {
         hidden_backward=Tile(128, 256, 64, 8, 3, True, True),
         gate_up_weight=Tile(128, 256, 64, 8, 3),
         down_weight=Tile(128, 256, 64, 8, 3),
-        part=64,
     ),
 }
 #: 2-byte numbers on other devices.

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops.moe.triton_products import dot_added, halves, origin_of, product, tile_of
-from hf_kernel_patch.ops.swiglu.triton import _activate
+from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def activation_backward(
     kind = kept.dtype.element_ty
     gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
     up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
-    activated, slope = _activate(gate, SILU)
+    activated, slope = value_and_slope(gate, SILU)
     inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
     dot = tl.sum(back * inner, 1)
     if WITH_SCALED:

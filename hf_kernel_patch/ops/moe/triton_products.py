@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.swiglu.triton import _activate
+from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
 def descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
@@ -172,7 +172,7 @@ def gate_up_kernel(
     if KEEP:
         tl.store(kept + place * (2 * WIDTH) + n[None, :], gate, mask)
         tl.store(kept + place * (2 * WIDTH) + WIDTH + n[None, :], up, mask)
-    activated, _ = _activate(gate.to(tl.float32), SILU)
+    activated, _ = value_and_slope(gate.to(tl.float32), SILU)
     activated = activated.to(kind).to(tl.float32) * up.to(tl.float32)
     tl.store(inner + place * WIDTH + n[None, :], activated.to(kind), mask)
 

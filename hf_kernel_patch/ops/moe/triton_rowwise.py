@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops.moe.triton_gradients import activation_backward
-from hf_kernel_patch.ops.swiglu.triton import _activate
+from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def pair_inner_kernel(
         gate += tl.sum(one.to(tl.float32) * value, 1)
         up += tl.sum(two.to(tl.float32) * value, 1)
     kind = inner.dtype.element_ty
-    activated, _ = _activate(gate.to(kind).to(tl.float32), SILU)
+    activated, _ = value_and_slope(gate.to(kind).to(tl.float32), SILU)
     activated = activated.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
     tl.store(inner + pair.to(tl.int64) * WIDTH + n, activated.to(kind), n < WIDTH)
 

@@ -24,7 +24,7 @@ SMALL = 1 << 20
 
 
 @triton.jit
-def _activate(gate, SILU: tl.constexpr):
+def value_and_slope(gate, SILU: tl.constexpr):
     """The activation and its derivative, in float32.
 
     silu is gate s(gate), s the logistic function; the tanh form of gelu, 0.5 gate (1 + tanh(u)),
@@ -80,7 +80,7 @@ def _forward_kernel(
     start, i, mask = _place(n, BLOCK, UNIT)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
-    activated, _ = _activate(g, SILU)
+    activated, _ = value_and_slope(g, SILU)
     activated = activated.to(gate.dtype.element_ty).to(tl.float32)  # as the original rounds it
     tl.store(out + start + i, (activated * u).to(out.dtype.element_ty), mask)
 
@@ -105,7 +105,7 @@ def _backward_kernel(
     d = tl.load(grad + _offsets(start, i, grad_row, WIDTH, UNIT), mask).to(tl.float32)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
-    activated, slope = _activate(g, SILU)
+    activated, slope = value_and_slope(g, SILU)
     tl.store(grad_gate + start + i, (d * u * slope).to(grad_gate.dtype.element_ty), mask)
     tl.store(grad_up + start + i, (d * activated).to(grad_up.dtype.element_ty), mask)
 
