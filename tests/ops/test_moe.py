@@ -40,6 +40,7 @@ ROUTES: dict[str, list[list[int]]] = {
     "experts of another rank": [[5, 1], [0, 5], [5, 5], [2, 3], [4, 5], [3, 5], [1, 0]],
     "all experts of another rank": [[5, 5], [5, 5]],
     "many tokens": [[i % 5, (i * i + 1) % 6] for i in range(150)],
+    "one expert takes most": [[0, i % 6] for i in range(130)],
 }
 #: What gets a gradient: hidden, weights, gate_up, down.
 ALL = (True, True, True, True)

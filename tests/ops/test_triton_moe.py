@@ -43,6 +43,7 @@ CASES = (
         *(test_moe.case(route, listed=True) for route in (SEVERAL, "experts without tokens")),
         test_moe.case("experts of another rank", listed=True, sizes=EVEN),
         test_moe.case(SEVERAL, activation="gelu_tanh"),
+        test_moe.case("one expert takes most", sizes=(32, 272)),
         test_moe.case(SEVERAL, name="transposed", layout="transposed"),
         *(
             test_moe.case(SEVERAL, name=str(poison), poison=poison)

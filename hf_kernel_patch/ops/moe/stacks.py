@@ -75,7 +75,7 @@ def launch_over(
     x, stack, *rest = tensors
     programs = processors(x.device) if tile.loops else order.most * -(-columns // tile.n)
     described = tile.descriptor and not stack.unit and _describable(x, stack.weight)
-    blocks = (tile.m, tile.n, tile.k, *last)
+    blocks = (tile.m, tile.n, tile.k, tile.group, *last)
     static = (*static, stack.unit, described, precision_of(x.dtype), *blocks)
     pointers = (x, stack.weight, stack.table, *rest, order.ends, order.tiles)
     if not described:

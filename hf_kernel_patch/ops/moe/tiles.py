@@ -15,7 +15,7 @@ class Tile(NamedTuple):
     ``m`` rows; ``n`` columns, of gate and as many of up in the first product; steps of ``k``. With
     ``descriptor`` the tensor memory accelerator reads the weights, and rows that lie in order;
     with ``loops``, which ``down`` and ``hidden_backward`` may have, as many programs as there are
-    multiprocessors take tiles in turn.
+    multiprocessors take tiles in turn. ``group`` tiles of an expert's rows take turns at a column.
     """
 
     m: int
@@ -25,6 +25,7 @@ class Tile(NamedTuple):
     stages: int
     descriptor: bool = False
     loops: bool = False
+    group: int = 16
 
 
 class Tiles(NamedTuple):
@@ -106,7 +107,7 @@ WIDE: dict[int, Tiles] = {
 #: Under the interpreter.
 INTERPRETED: dict[int, Tiles] = {
     4: _alike(Tile(16, 64, 32, 4, 1), part=16),
-    1 << 62: _alike(Tile(32, 32, 16, 4, 1), part=16),
+    1 << 62: _alike(Tile(32, 32, 16, 4, 1, group=2), part=16),
 }
 
 

@@ -148,13 +148,16 @@ def inner_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
     PART: tl.constexpr,  # columns that the epilogue takes at a time
 ):
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     work = tl.program_id(0)
     if work >= tl.load(tiles + 2 * most) * COLUMNS:
         return
-    expert, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M)
+    # Few columns are taken row by row, or what is read and written of a row lies apart in time.
+    TURNS: tl.constexpr = GROUP if COLUMNS > 8 else 1
+    expert, _, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M, TURNS)
     pair = tl.load(pairs + rows, here, 0)
     origin = origin_of(table, expert, 0, 1, HIDDEN * WIDTH, LISTED)
     back = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

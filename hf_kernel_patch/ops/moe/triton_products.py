@@ -28,12 +28,30 @@ def descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
 
 
 @triton.jit
-def tile_of(work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Expert, rows, which of them there are, and block of columns of a piece of work."""
+def tile_of(
+    work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr
+):
+    """Expert, first row, rows, which of them there are, and block of columns of a piece of work.
+
+    An expert's tiles come GROUP at a time, column by column: programs that run at the same time
+    share what they read of the weights.
+    """
     tile = work // COLUMNS
     expert = tl.load(tiles + tile)
-    rows = tl.load(tiles + most + tile) + tl.arange(0, BLOCK_M)
-    return expert, rows, rows < tl.load(ends + expert), work % COLUMNS
+    first = tl.load(tiles + most + tile)
+    end = tl.load(ends + expert)
+    column = work % COLUMNS
+    if GROUP > 1:
+        start = tl.load(ends + expert - 1, expert > 0, 0)
+        before = (first - start) // BLOCK_M
+        place = work - (tile - before) * COLUMNS
+        group = place // (GROUP * COLUMNS) * GROUP
+        size = tl.minimum((end - start + (BLOCK_M - 1)) // BLOCK_M - group, GROUP)
+        place = place % (GROUP * COLUMNS)
+        first = start + (group + place % size) * BLOCK_M
+        column = place // size
+    rows = first + tl.arange(0, BLOCK_M)
+    return expert, first, rows, rows < end, column
 
 
 @triton.jit
@@ -149,12 +167,13 @@ def gate_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
     work = tl.program_id(0)
     if work >= tl.load(tiles + 2 * most) * COLUMNS:
         return
-    expert, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M)
+    expert, _, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M, GROUP)
     sources = tl.load(pairs + rows, here, 0) // TOP
     origin = origin_of(table, expert, 0, 2, WIDTH * HIDDEN, LISTED)
     other = origin_of(table, expert, 1, 2, WIDTH * HIDDEN, LISTED)
@@ -197,17 +216,20 @@ def rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     works = tl.load(tiles + 2 * most) * COLUMNS
     step = LOOPS if LOOPS else tl.maximum(works, 1)
     # Flattened, so that the loads of the next tile begin before this one is stored.
     for work in tl.range(tl.program_id(0), works, step, flatten=LOOPS > 0):
-        expert, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M)
+        expert, first, rows, here, column = tile_of(
+            work, tiles, ends, most, COLUMNS, BLOCK_M, GROUP
+        )
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if DESCRIPTOR:
             acc = product(
-                x, tl.load(tiles + most + work // COLUMNS), weight, 0, 0, expert, column, acc,
+                x, first, weight, 0, 0, expert, column, acc,
                 N, K, K, 1, TURN, True, True, PRECISION, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
