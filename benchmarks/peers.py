@@ -185,6 +185,21 @@ def _scattermoe(a: Arguments) -> Built:
     return moe, (a.hidden, a.index, a.weights, a.gate_up, a.down)
 
 
+def _torch_moe(a: Arguments) -> Built:
+    """torch's own grouped products, with as little around them as they need."""
+    experts, top = len(a.down), a.index.shape[-1]
+
+    def moe(hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any) -> Any:
+        chosen, order = index.flatten().sort()
+        each = torch.arange(experts, device=index.device)
+        ends = torch.searchsorted(chosen, each, right=True, out_int32=True)
+        gate, up = F.grouped_mm(hidden[order // top], gate_up.mT, offs=ends).chunk(2, dim=-1)
+        rows = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends)[order.argsort()]
+        return (rows.view(*index.shape, -1) * weights[..., None]).sum(1)
+
+    return moe, (a.hidden, a.index, a.weights, a.gate_up, a.down)
+
+
 def _eager_loss(a: Arguments) -> Built:
     from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -240,6 +255,7 @@ PEERS: dict[str, dict[str, Builder]] = {
     "swiglu": {"eager": _eager_swiglu, "liger": _liger_swiglu},
     "moe": {
         "eager": _experts("eager"),
+        "torch": _torch_moe,
         "grouped_mm": _experts("grouped_mm"),
         "batched_mm": _experts("batched_mm"),
         "liger": _liger_moe,
@@ -267,6 +283,8 @@ def absent(op: str, provider: str, device: str) -> str | None:
     if op == "linear_cross_entropy" and provider == "torch":
         found = hasattr(torch.nn, "LinearCrossEntropyOptions")
         return None if found else "this torch has no fused linear_cross_entropy"
+    if op == "moe" and provider == "torch" and not hasattr(F, "grouped_mm"):
+        return "this torch has no grouped_mm"
     if (package := PACKAGES.get(provider)) is not None:
         if missing_package(package):
             return f"{package} is not installed"
