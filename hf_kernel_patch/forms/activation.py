@@ -26,6 +26,11 @@ def activation_of(module: Any) -> tuple[str, str | None]:
 
 def touched(module: Any) -> bool:
     """Whether calling the module does more than its class's forward."""
+    return hooked_everywhere() or hooked(module)
+
+
+def hooked(module: Any) -> bool:
+    """Whether this module's own call does more, apart from the hooks that all modules have."""
     own = vars(module).get("forward")
     return bool(
         module._forward_hooks
@@ -34,3 +39,10 @@ def touched(module: Any) -> bool:
         or module._backward_pre_hooks
         or (own is not None and getattr(own, "__func__", None) is not type(module).forward)
     )
+
+
+def hooked_everywhere() -> bool:
+    """Whether torch has hooks that every module's call runs."""
+    import torch
+
+    return bool(torch.nn.modules.module._has_any_global_hook())

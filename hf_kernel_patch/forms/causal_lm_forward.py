@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.forms.fingerprint import innermost
-from hf_kernel_patch.forms.head import Loss, head_logits, why_not_head
-from hf_kernel_patch.forms.lazy import Pending, deferred_tensor, lazy_output
+from hf_kernel_patch.forms.head import Loss, why_not_head
+from hf_kernel_patch.forms.lazy import lazy_output, measured_output
+from hf_kernel_patch.forms.logits import Logits, OptimizerSteps
 from hf_kernel_patch.forms.site import Site
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.forms.causal_lm import Between, Variant
+    from hf_kernel_patch.forms.causal_lm import Variant
+    from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
 
 
 def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
     """The same function, with head and loss in one op where both are the plain ones."""
     original, linear_cross_entropy = site.original, site.op
     scope, loss_of = innermost(original).__globals__, Loss()
-    between, plain = variant.between, scope[variant.output]
-    lazy = lazy_output(plain)
     asked = {name: site.options[name] for name in _OPTIONS if site.options.get(name)}
+    between, plain = variant.between, scope[variant.output]
+    if asked.get("metrics"):
+        plain = measured_output(plain)
+    lazy, steps = lazy_output(plain), OptimizerSteps()
+    site.on_release = steps.stop
+
+    def told(model: Any, given: dict[str, Any], output: Any) -> Any:
+        """The original's output, with what was asked of the loss besides."""
+        if not (site.active and _BESIDES & asked.keys()):
+            return output
+        values = dict(output) if isinstance(output, dict) else None
+        if model.training and given.get("labels") is not None:
+            loss, logits = (values["loss"], values["logits"]) if values else output[:2]
+            loss, metrics = _besides(asked, given, loss, logits)
+            if values is None:
+                return (loss, *output[1:])
+            values |= {"loss": loss, **(metrics._asdict() if metrics else {})}
+        return output if values is None else plain(**values)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(variant.parameters, args)), **kwargs}
@@ -31,7 +47,7 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
             why = "too many arguments, or one twice"  # as the original will say
         why = why or why_not_head(self.lm_head, self.config.vocab_size) or loss_of.why_not(self)
         if not site.active or (why is not None and site.declines(unless=why)):
-            return original(self, *args, **kwargs)
+            return told(self, given, original(self, *args, **kwargs))
         rest = {name: given[name] for name in given if name not in variant.parameters}
         rest.pop("return_dict", None)
         outputs = self.model(**_inputs(self, variant, given), **rest if variant.pass_kwargs else {})
@@ -50,6 +66,7 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
                 loss = self.loss_function(**named, vocab_size=self.config.vocab_size, **rest)
             else:
                 loss = self.loss_function(logits, given["labels"], self.vocab_size, **rest)
+            loss, metrics = _besides(asked, given, loss, logits)
         else:
             loss = linear_cross_entropy(
                 hidden,
@@ -72,18 +89,16 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
         if logits is None and site.options.get("return_logits"):
             logits = between.apply(self, head(hidden))
         elif logits is None:
-            kind, logits = lazy, _Logits(self, between, hidden).stand_in()
-        made = kind(
+            kind, logits = lazy, Logits(self, between, hidden, steps).stand_in()
+        return kind(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **auxiliary,
+            **{} if metrics is None else metrics._asdict(),
         )
-        if metrics is not None:
-            vars(made).update(metrics._asdict())
-        return made
 
     return forward
 
@@ -91,6 +106,8 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
 _LOSS_OPTIONS = ("num_items_in_batch", "ignore_index")
 #: The kernel's options that its function takes.
 _OPTIONS = ("exact", "memory_mib", "metrics", "z_loss")
+#: Those that the original of transformers knows nothing of.
+_BESIDES = {"metrics", "z_loss"}
 
 
 def _why_not(model: Any, given: dict[str, Any]) -> str | None:
@@ -103,6 +120,23 @@ def _why_not(model: Any, given: dict[str, Any]) -> str | None:
     if not (model.config.return_dict if return_dict is None else return_dict):
         return "a tuple was asked for"
     return None
+
+
+def _besides(
+    asked: dict[str, Any], given: dict[str, Any], loss: Any, logits: Any
+) -> tuple[Any, Metrics | None]:
+    """The loss with z-loss, and the metrics, as far as they were asked for, from the logits."""
+    if not _BESIDES & asked.keys():
+        return loss, None
+    from hf_kernel_patch.ops.linear_cross_entropy import reference
+
+    ignored = given.get("ignore_index", -100)
+    targets = reference.shifted(given["labels"], given.get("shift_labels"), ignored)
+    arguments = logits.flatten(0, -2).float(), targets.to(logits.device), ignored
+    if z_loss := asked.get("z_loss"):
+        divisor = reference.items(arguments[1], given.get("num_items_in_batch"), ignored)
+        loss = loss + z_loss * reference.squared_logs(*arguments) / divisor
+    return loss, reference.measured(*arguments) if asked.get("metrics") else None
 
 
 def _inputs(model: Any, variant: Variant, given: dict[str, Any]) -> dict[str, Any]:
@@ -129,42 +163,3 @@ def _auxiliary(
             given.get("attention_mask"),
         )
     return {"aux_loss": found, "router_logits": outputs.router_logits}
-
-
-class _Logits(Pending):
-    """The logits that the head gives, as they would have been computed in the forward."""
-
-    def __init__(self, model: Any, between: Between, hidden: Any):
-        import torch
-
-        super().__init__()
-        kind = hidden.device.type
-        self.model, self.between, self.hidden = model, between, hidden
-        self.casts = torch.is_autocast_enabled(kind)
-        self.dtype = torch.get_autocast_dtype(kind) if self.casts else hidden.dtype
-        self.weight = model.lm_head.weight
-        self.version = self.weight._version
-
-    def make(self) -> Any:
-        import torch
-
-        head = self.model.lm_head
-        # FSDP2 has two objects for one weight, and none of them tells of the other's steps.
-        if head.weight is self.weight and self.weight._version != self.version:
-            warnings.warn(
-                "logits of a training step are read after its weights have changed: they are of "
-                "the new ones; ask for them with the option return_logits",
-                KernelPatchWarning,
-                stacklevel=5,
-            )
-        with torch.autocast(self.hidden.device.type, self.dtype, enabled=self.casts):
-            return self.between.apply(self.model, head_logits(head, self.hidden))
-
-    def stand_in(self) -> Any:
-        """A tensor in place of them; while torch.compile is tracing, this object."""
-        import torch
-
-        if torch.compiler.is_compiling():
-            return self
-        shape = (*self.hidden.shape[:-1], self.model.lm_head.weight.shape[0])
-        return deferred_tensor()(self, shape, self.dtype, self.hidden.device)

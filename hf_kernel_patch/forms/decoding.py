@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.forms import site as calls
-from hf_kernel_patch.forms.activation import touched
+from hf_kernel_patch.forms.activation import hooked, hooked_everywhere
 from hf_kernel_patch.forms.attention import Attention, attend, attention_of, modeling_of, states
 from hf_kernel_patch.forms.fingerprint import innermost
 from hf_kernel_patch.forms.site import Site, site_of
@@ -61,6 +61,8 @@ def decoder(site: Site, spec: Any) -> Decode:
         if length != 1 or batch > LARGEST_BATCH or cache is None or embeddings is None:
             return None
         if layer.training or torch.is_autocast_enabled("cuda") or _collecting():
+            return None
+        if hooked_everywhere():
             return None
         if site.why_not(hidden_states, *embeddings) or torch.cuda.is_current_stream_capturing():
             return None
@@ -201,8 +203,8 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _touched(module: Any) -> bool:
-    """As ``touched``, but for the hooks by which transformers collects outputs when asked to."""
-    if not touched(module):
+    """As ``hooked``, but for the hooks by which transformers collects outputs when asked to."""
+    if not hooked(module):
         return False
     hooks = module._forward_hooks.values()
     if not hooks or any("output_capturing" not in str(hook.__module__) for hook in hooks):

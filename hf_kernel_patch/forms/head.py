@@ -42,6 +42,8 @@ def why_not_head(head: Any, vocabulary: int) -> str | None:
         return f"the head is a {type(head).__module__}.{type(head).__qualname__}"
     if touched(head):
         return "a hook on the head needs the original"
+    if nn.Linear.forward.__module__ != nn.Linear.__module__:
+        return f"the forward of all linear layers is {nn.Linear.forward.__module__}'s"
     weight, bias = head.weight, head.bias
     if hasattr(weight, "ds_id"):
         return "DeepSpeed ZeRO-3 gathers the head's weight by hooks"
@@ -78,18 +80,9 @@ class Loss:
             return self._unknown
         if self._module.fixed_cross_entropy is not self._inner:
             return "fixed_cross_entropy of transformers was replaced"
-        if functional.cross_entropy.__module__ != "torch.nn.functional":
-            return f"cross_entropy is {functional.cross_entropy.__module__}'s"
+        cross_entropy = functional.cross_entropy
+        if cross_entropy.__module__ != "torch.nn.functional":
+            return f"cross_entropy is {cross_entropy.__module__}'s"
+        if hasattr(cross_entropy, "__wrapped__"):
+            return "cross_entropy is wrapped"
         return None
-
-
-def head_logits(head: Any, hidden: Any) -> Any:
-    """What the head gives, also where FSDP2 has sharded it again since the forward."""
-    weight, bias = head.weight, head.bias
-    if not hasattr(weight, "full_tensor"):
-        return head(hidden)
-    from torch.nn import functional
-
-    # Every rank has to read, as with any collective.
-    full = None if bias is None else bias.full_tensor().to(hidden.dtype)
-    return functional.linear(hidden, weight.full_tensor().to(hidden.dtype), full)

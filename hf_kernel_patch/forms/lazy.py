@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 
 class Pending:
-    """A tensor that ``make`` makes when it is asked for, again where it now has to record."""
+    """A tensor of a dtype that ``make`` makes when it is first asked for."""
+
+    dtype: Any
 
     def __init__(self) -> None:
         self._value: Any = None
-        self._recorded = False
 
     def __call__(self) -> Any:
-        import torch
-
-        if self._value is None or (torch.is_grad_enabled() and not self._recorded):
-            self._recorded = torch.is_grad_enabled()
+        if self._value is None:
             self._value = self.make()
         return self._value
 
     def make(self) -> Any:
         raise NotImplementedError
 
+    # For code that torch.compile traces, which meets this object and no stand-in.
+    def float(self) -> Pending:
+        import torch
+
+        return _Applied(self, "float", torch.float32)
+
+    def to(self, dtype: Any) -> Pending:
+        return _Applied(self, "to", dtype, dtype)
+
+    def detach(self) -> Pending:
+        return _Applied(self, "detach", self.dtype)
+
 
 class _Applied(Pending):
-    """A function of another pending tensor."""
+    """What a method of another pending tensor gives."""
 
-    def __init__(self, function: Callable[..., Any], of: Any, *rest: Any):
+    def __init__(self, of: Pending, method: str, dtype: Any, *arguments: Any):
         super().__init__()
-        self.function, self.of, self.rest = function, of, rest
+        self.of, self.method, self.dtype, self.arguments = of, method, dtype, arguments
 
     def make(self) -> Any:
-        return self.function(self.of.pending(), *self.rest)
+        return getattr(self.of(), self.method)(*self.arguments)
 
 
 @cache
@@ -74,26 +83,49 @@ def deferred_tensor() -> Any:
             with torch._C.DisableTorchFunctionSubclass():
                 if function in known:
                     return function(*args, **kwargs)
-                if (dtype := _dtype_later(function, args, kwargs)) is not None:
-                    of = args[0]
-                    return Deferred(_Applied(function, *args), of.shape, dtype, of.device)
+                if (later := _later(function, args, kwargs)) is not None:
+                    return Deferred(later, args[0].shape, later.dtype, args[0].device)
             args, kwargs = tree_map_only(Deferred, lambda one: one.pending(), (args, kwargs))
             return function(*args, **kwargs)
 
         # For code that reaches PyTorch's operators past the function above.
         __torch_dispatch__ = __torch_function__
 
-    def _dtype_later(function: Any, args: Any, kwargs: Any) -> Any:
-        """The dtype after a function that can wait until the result is used, else None."""
+    def _later(function: Any, args: Any, kwargs: Any) -> Pending | None:
+        """The result of a function that can wait until it is used."""
         if kwargs or not args or not isinstance(args[0], Deferred):
             return None
+        of = args[0].pending
         if len(args) == 1 and function in (tensor.float, tensor.detach):
-            return torch.float32 if function is tensor.float else args[0].dtype
+            return of.float() if function is tensor.float else of.detach()
         if len(args) == 2 and function is tensor.to and isinstance(args[1], torch.dtype):
-            return args[1]
+            return of.to(args[1])
         return None
 
     return Deferred
+
+
+@cache
+def measured_output(kind: type) -> Any:
+    """A subclass of an output class with fields for metrics; it pickles as ``kind``."""
+    from dataclasses import dataclass
+
+    base: Any = kind
+    metrics = "token_accuracy", "mean_entropy"
+
+    def reduce(self: Any) -> Any:
+        plain = base(**{name: getattr(self, name) for name in base.__dataclass_fields__})
+        vars(plain).update({name: getattr(self, name) for name in metrics})
+        return plain.__reduce__()
+
+    members = {
+        "__module__": __name__,
+        "__doc__": base.__doc__,
+        "__annotations__": dict.fromkeys(metrics, Any),
+        **dict.fromkeys(metrics),
+        "__reduce__": reduce,
+    }
+    return dataclass(type(base)(f"Measured{base.__name__}", (base,), members))
 
 
 @cache

@@ -31,8 +31,9 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             if argument.dtype not in _DTYPES:
                 return f"a tensor is {str(argument.dtype).removeprefix('torch.')}"
-            if device != "any" and argument.device.type != device:
-                return f"a tensor is on {argument.device.type}"
+            where = argument.device.type
+            if where == "meta" or device not in ("any", where):
+                return f"a tensor is on {where}"
         elif isinstance(argument, torch.Tensor):
             return f"a tensor is a {kind.__name__}"
     return None

@@ -244,7 +244,33 @@ def test_options_reach_the_kernel_and_leave_the_loss_alone_or_add_the_z_loss() -
     entropy = torch.distributions.Categorical(logits=counted).entropy().mean()
     torch.testing.assert_close(inside.token_accuracy, right.float().mean())
     torch.testing.assert_close(inside.mean_entropy, entropy)
-    assert list(inside) == list(eager)
+    assert list(inside) == [*eager, "token_accuracy", "mean_entropy"]
+
+
+@pytest.mark.parametrize("why", ["a hook", "a tuple", "labels of another length"])
+def test_options_hold_where_the_original_computes_the_loss(why: str) -> None:
+    model = tiny_model("llama").train()
+    if why == "a hook":
+        model.lm_head.register_forward_hook(lambda *_: None)
+    options: dict[str, Any] = {"labels": labels()}
+    given = {"metrics": True, "z_loss": 0.25}
+    with hf_kernel_patch.patched(LOSS, models="llama", strict=True, options={LOSS: given}):
+        served = tiny_model("llama").train()(tokens(), **options)
+        if why == "a tuple":
+            loss, *rest = model(tokens(), **options, return_dict=False)
+            torch.testing.assert_close(loss, served.loss)
+            assert all(isinstance(one, torch.Tensor) or one is not None for one in rest)
+            return
+        if why == "labels of another length":
+            with pytest.raises(ValueError, match="batch_size"):
+                model(tokens(), labels=labels()[:, :-1])
+            return
+        inside = model(tokens(), **options)
+        evaluated = model.eval()(tokens(), **options)
+    for name in ("loss", "token_accuracy", "mean_entropy"):
+        torch.testing.assert_close(inside[name], served[name])
+    assert evaluated.token_accuracy is evaluated.mean_entropy is None
+    torch.testing.assert_close(evaluated.loss, model(tokens(), **options).loss)
 
 
 @pytest.mark.parametrize("by", ["settings", "kernel"])

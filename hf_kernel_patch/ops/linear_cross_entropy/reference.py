@@ -67,18 +67,29 @@ def linear_cross_entropy(
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    counted = targets != ignore_index
     if z_loss:
-        total = total + z_loss * logits.logsumexp(-1)[counted].square().sum()
+        total = total + z_loss * squared_logs(logits, targets, ignore_index)
     loss = total / items(targets, num_items_in_batch, ignore_index)
-    if not metrics:
-        return loss
-    with torch.no_grad():
-        found = logits[counted]
-        log = found.log_softmax(-1)
-        entropy = -torch.where(log.isneginf(), 0.0, log.exp() * log).sum(-1)
-        right = (found.argmax(-1) == targets[counted]).to(dtype)
-        return loss, Metrics(right.mean(), entropy.mean())
+    return (loss, measured(logits, targets, ignore_index)) if metrics else loss
+
+
+def squared_logs(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """The sum that the z-loss is a multiple of: (N, V) logits, (N,) labels."""
+    return torch.where(targets != ignore_index, logits.logsumexp(-1).square(), 0.0).sum()
+
+
+@torch.no_grad()
+def measured(logits: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> Metrics:
+    """The metrics of (N, V) logits and (N,) labels, a thousand rows at a time."""
+    right = entropy = logits.new_zeros(())
+    for part, target in zip(logits.split(1024), targets.split(1024)):
+        counted = target != ignore_index
+        log = part.log_softmax(-1)
+        each = -torch.where(log.isneginf(), 0.0, log.exp() * log).sum(-1)
+        right = right + (counted & (part.argmax(-1) == target)).sum()
+        entropy = entropy + torch.where(counted, each, 0.0).sum()
+    count = (targets != ignore_index).sum()
+    return Metrics(right / count, entropy / count)
 
 
 def shifted(
