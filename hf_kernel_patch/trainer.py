@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any
 
 from hf_kernel_patch import instances, settings
-from hf_kernel_patch.api import apply_default_kernels, unpatch
+from hf_kernel_patch.activation import raise_if_blocked
+from hf_kernel_patch.api import apply_default_kernels
 from hf_kernel_patch.settings import UNSET
 
 
@@ -19,7 +20,8 @@ def callback_class() -> type:
         """Patches the Trainer's model, and no other, until its training has ended.
 
         Takes what ``apply_default_kernels`` takes. Given to the Trainer when it is made, it
-        patches then, before accelerate wraps the model's forward.
+        patches then, before accelerate wraps the model's forward. What else is patched on the
+        model stays. Where training ends in an exception, ``unpatch(model)`` gives it back.
         """
 
         def __init__(
@@ -27,6 +29,7 @@ def callback_class() -> type:
         ) -> None:
             settings.resolve(config, include=include, options=options)  # a mistake is told now
             self._arguments = {"include_kernels": include, "options": options, "config": config}
+            self._applied: list[instances.Application] = []
 
         def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
             if model is not None:
@@ -35,14 +38,18 @@ def callback_class() -> type:
         def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
             self._apply(model)
 
-        def on_train_end(self, *_: Any, model: Any = None, **__: Any) -> None:
-            unpatch(model)
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            applied, self._applied = self._applied, []
+            raise_if_blocked([place for one in reversed(applied) for place in one.release()])
 
         def _apply(self, model: Any) -> None:
             mine = {id(module) for module in model.modules()}
-            held = (ref() for one in instances.applications for ref, _ in one.entries)
-            if not any(id(module) in mine for module in held):
-                apply_default_kernels(model, **self._arguments)
+            held = (ref() for one in self._applied for ref, _ in one.entries)
+            if any(id(module) in mine for module in held):
+                return
+            before = list(instances.applications)
+            apply_default_kernels(model, **self._arguments)
+            self._applied += [one for one in instances.applications if one not in before]
 
     KernelPatchCallback.__module__ = "hf_kernel_patch"
     KernelPatchCallback.__qualname__ = "KernelPatchCallback"

@@ -146,6 +146,44 @@ def test_a_whole_step_compiles_into_one_graph_and_its_logits_are_lazy(name: str,
     assert handed_back(report) == Counter()
 
 
+def test_logits_are_read_within_a_compiled_step(here: str) -> None:
+    device = registry.kernels()[here].device
+    model = tiny_model("llama", num_hidden_layers=1).train().to(device)
+    ids = tokens().to(device)
+
+    def step() -> tuple[Any, Any]:
+        output = model(ids, labels=ids, use_cache=False)
+        return output.loss, output.logits.argmax(-1)
+
+    eager = step()
+    torch._dynamo.reset()
+    with hf_kernel_patch.patched(here, models="llama", strict=True):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")()
+    for ours, theirs in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_compiled_step_within_accelerate_s_mixed_precision(here: str) -> None:
+    from accelerate.utils import convert_outputs_to_fp32
+
+    device = registry.kernels()[here].device
+    model = tiny_model("llama", torch.bfloat16, num_hidden_layers=1).train().to(device)
+    ids = tokens().to(device)
+    options = {"labels": ids, "use_cache": False}
+    metrics = {LOSS: {"metrics": True}}
+    eager = convert_outputs_to_fp32(model.forward)(ids, **options)
+    torch._dynamo.reset()
+    with hf_kernel_patch.patched(here, models="llama", strict=True, options=metrics):
+        converted = convert_outputs_to_fp32(model.forward)
+        inside = torch.compile(converted, fullgraph=True, backend="aot_eager")(ids, **options)
+        plain = converted(ids, **options)
+    for found in (inside, plain):
+        torch.testing.assert_close(found.loss, eager.loss, rtol=1e-3, atol=1e-3)
+        assert found.logits.dtype is torch.float32
+        torch.testing.assert_close(found.logits, eager.logits)
+        assert 0 <= found.token_accuracy <= 1 < found.mean_entropy
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.gpu
 def test_labels_may_be_on_another_device_than_the_model() -> None:

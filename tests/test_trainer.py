@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchCallback
@@ -37,6 +38,8 @@ def train(
     callbacks: list[Any] | None = None,
     resume: str | None = None,
     dtype: torch.dtype = torch.float32,
+    kind: type[Trainer] = Trainer,
+    loss: Any = None,
     **options: Any,
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Log and weights of some steps of training, with evaluations and saved states."""
@@ -64,13 +67,14 @@ def train(
         return {"right": float((found.predictions.argmax(-1) == found.label_ids).mean())}
 
     with hf_kernel_patch.patched(include, models="llama"):
-        trainer = Trainer(
+        trainer = kind(
             tiny_model("llama", dtype),
             arguments,
             train_dataset=Rows(),
             eval_dataset=Rows(),
             compute_metrics=compute_metrics,
             callbacks=callbacks,
+            compute_loss_func=loss,
         )
         trainer.train(resume_from_checkpoint=resume)
     assert set(shapes) == {(16, 12, 128)}
@@ -117,6 +121,27 @@ def test_label_smoothing_and_a_loss_of_one_s_own_see_logits(tmp_path: Path) -> N
     agree(train(tmp_path / "ours", LOSS, label_smoothing_factor=0.1), eager)
 
 
+def twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return 2 * functional.cross_entropy(logits, targets)
+
+
+class OfLogits(Trainer):
+    """Adds to the model's loss something of its logits, as distillation does."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        loss = loss + outputs.logits.float().logsumexp(-1).square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("own", [{"loss": twice}, {"kind": OfLogits}], ids=["func", "method"])
+def test_a_loss_of_the_user_s_reads_the_logits(own: dict[str, Any], tmp_path: Path) -> None:
+    agree(train(tmp_path / "ours", LOSS, **own), train(tmp_path / "eager", None, **own))
+
+
 class Watch(hf_kernel_patch.KernelPatchCallback):
     """Remembers what was patched when training began."""
 
@@ -142,6 +167,38 @@ def test_the_callback_serves_under_mixed_precision(tmp_path: Path) -> None:
     ours = train(tmp_path / "ours", None, [watch], bf16=True)
     assert [row.served for row in watch.rows] == [4]
     agree(ours, train(tmp_path / "eager", None, bf16=True), 1e-3)
+
+
+def test_the_callback_leaves_what_else_is_patched(tmp_path: Path) -> None:
+    hf_kernel_patch.count_calls()
+    watches = [Watch(LOSS), Watch("swiglu")]
+    made: list[Any] = []
+
+    class First(Watch):
+        def on_init_end(self, *_: Any, model: Any, **__: Any) -> None:
+            made.append(hf_kernel_patch.apply_kernel("torch_fused_rmsnorm", model=model))
+
+    train(tmp_path / "ours", None, [First(None), *watches])
+    for watch in watches:
+        assert {row.op for row in watch.rows} == {"rms_norm", LOSS, "swiglu"}
+        assert all(row.served for row in watch.rows)
+    assert {row.op for row in hf_kernel_patch.status().rows} == {"rms_norm"}
+    hf_kernel_patch.unpatch(made[0])
+
+
+class Stops(TrainerCallback):
+    def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+        self.model = model
+        raise RuntimeError("no further")
+
+
+def test_after_an_exception_unpatch_gives_the_model_back(tmp_path: Path) -> None:
+    stops = Stops()
+    with pytest.raises(RuntimeError, match="no further"):
+        train(tmp_path / "ours", None, [KernelPatchCallback(LOSS), stops])
+    assert hf_kernel_patch.status().rows
+    hf_kernel_patch.unpatch(stops.model)
+    assert not hf_kernel_patch.status().rows
 
 
 def test_the_callback_tells_a_mistake_at_once() -> None:

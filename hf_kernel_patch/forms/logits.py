@@ -48,7 +48,8 @@ class Logits(Pending):
         self.head, self.weight, self.bias = head, head.weight, head.bias
         self.casts = torch.is_autocast_enabled(kind)
         self.dtype = torch.get_autocast_dtype(kind) if self.casts else hidden.dtype
-        self._records, self._infers, self._stamp = torch.is_grad_enabled(), False, ()
+        self._records, self._infers = torch.is_grad_enabled(), False
+        self._stamp: tuple[Any, ...] = ()
         if not torch.compiler.is_compiling():  # which can't ask, or would compile anew for each
             self._infers = torch.is_inference_mode_enabled()
             steps.watch()

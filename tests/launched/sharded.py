@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.functional import cross_entropy
 
 import hf_kernel_patch
 from tests.tiny import error, tiny_model, tokens
@@ -36,6 +37,10 @@ def layers_and_root(model: Any) -> None:
     fully_shard(model, mesh=MESH)
 
 
+def sharded_again(model: Any) -> None:
+    fully_shard(model, mesh=MESH, reshard_after_forward=True)
+
+
 def mixed_precision(model: Any) -> None:
     fully_shard(model, mesh=MESH, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
 
@@ -45,13 +50,18 @@ def column_parallel(model: Any) -> None:
     parallelize_module(model.lm_head, MESH, style)
 
 
-CASES: dict[str, tuple[Callable[[Any], None], bool]] = {
-    "root alone": (root_alone, False),
-    "root alone, tied": (root_alone, True),
-    "head by itself": (head_by_itself, False),
-    "layers and root": (layers_and_root, False),
-    "mixed precision": (mixed_precision, False),
-    "column parallel": (column_parallel, False),
+#: How to shard, whether the head is tied, and whether the loss is made of the logits.
+CASES: dict[str, tuple[Callable[[Any], None], bool, bool]] = {
+    "root alone": (root_alone, False, False),
+    "root alone, tied": (root_alone, True, False),
+    "root alone, logits": (root_alone, False, True),
+    "root sharded again": (sharded_again, False, False),
+    "root sharded again, logits": (sharded_again, False, True),
+    "root sharded again, tied, logits": (sharded_again, True, True),
+    "head by itself": (head_by_itself, False, False),
+    "layers and root": (layers_and_root, False, False),
+    "mixed precision": (mixed_precision, False, False),
+    "column parallel": (column_parallel, False, False),
 }
 
 
@@ -60,14 +70,20 @@ def full(tensor: Any) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def step(shard: Callable[[Any], None], tied: bool, include: str | None) -> dict[str, Any]:
+def step(
+    shard: Callable[[Any], None], tied: bool, of_logits: bool, include: str | None
+) -> dict[str, Any]:
     model = tiny_model("llama", tie_word_embeddings=tied).train()
     shard(model)
     hf_kernel_patch.count_calls()
-    ids = tokens(4)
+    # Ranks see other data, but for tensor parallelism, in which they share it.
+    ids = tokens(4, seed=0 if shard is column_parallel else dist.get_rank())
     with hf_kernel_patch.patched(include, models="llama") as report:
         output = model(ids, labels=ids)
-        output.loss.backward()
+        loss = output.loss
+        if of_logits:
+            loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
     return {
         "loss": output.loss.detach(),
         "gradients": {n: full(p.grad) for n, p in model.named_parameters() if p.grad is not None},
@@ -81,8 +97,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     MESH = init_device_mesh("cpu", (2,))
     found = {}
-    for name, (shard, tied) in CASES.items():
-        eager, ours = step(shard, tied, None), step(shard, tied, LOSS)
+    for name, case in CASES.items():
+        eager, ours = step(*case, None), step(*case, LOSS)
         worst = max(error(ours["gradients"][n], g) for n, g in eager["gradients"].items())
         found[name] = {
             "loss": error(ours["loss"], eager["loss"]),
