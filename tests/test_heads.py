@@ -106,6 +106,41 @@ def test_every_owner_of_the_head_is_heard(owner: str) -> None:
     assert bool(handed_back(report)) == bool(reason)
 
 
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_on_all_modules_see_the_head(kind: str) -> None:
+    model = tiny_model("llama").train()
+    seen: list[Any] = []
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda module, *_: seen.append(module) if module is model.lm_head else None)
+    try:
+        with hf_kernel_patch.patched(LOSS, models="llama", strict=True):
+            model(tokens(), labels=labels()).loss.backward()
+    finally:
+        handle.remove()
+    assert seen == [model.lm_head]
+
+
+def test_linear_layers_with_a_foreign_forward_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 1.5 * forward(self, x))
+    model = tiny_model("llama").train()
+    eager = run(model, labels=labels())
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched(LOSS, models="llama", strict=True) as report:
+        agree(run(model, labels=labels()), eager)
+    assert set(handed_back(report)) == {f"the forward of all linear layers is {__name__}'s"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_model_without_memory_runs_its_own_code(name: str) -> None:
+    model = tiny_model(name, torch.bfloat16).train().to("meta")
+    hf_kernel_patch.count_calls()
+    with hf_kernel_patch.patched("auto", models=name) as report:
+        ids = tokens().to("meta")
+        assert model(ids, labels=ids).loss.shape == ()
+    assert not served(report)
+
+
 @pytest.fixture
 def here() -> Iterator[str]:
     """The kernel in Triton on this device, under an id of its own."""
