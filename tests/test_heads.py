@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import hf_kernel_patch
@@ -35,6 +35,23 @@ def lora(model: Any, **options: Any) -> Any:
 def hooked(model: Any) -> Any:
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
     return model
+
+
+def hooked_before(model: Any) -> Any:
+    model.lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1.5,))
+    return model
+
+
+def hooked_behind(model: Any) -> Any:
+    double = lambda module, grads, _: tuple(g if g is None else 2 * g for g in grads)  # noqa: E731
+    model.lm_head.register_full_backward_hook(double)
+    return model
+
+
+def prompted(model: Any) -> Any:
+    torch.manual_seed(5)
+    tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return get_peft_model(model, tuning)
 
 
 def offloaded(model: Any) -> Any:
@@ -81,7 +98,10 @@ OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda model: lora(model, target_modules=["q_proj"], modules_to_save=["lm_head"]),
         "ModulesToSaveWrapper",
     ),
+    "prompt tuning": (prompted, ""),
     "a hook": (hooked, "a hook on the head"),
+    "a hook before": (hooked_before, "a hook on the head"),
+    "a hook behind": (hooked_behind, "a hook on the head"),
     "accelerate's hook": (offloaded, "a hook on the head"),
     "ZeRO-3": (sharded_by_deepspeed, "DeepSpeed ZeRO-3"),
     "a quantised weight": (quantised_head, "a tensor is a Quantised"),
