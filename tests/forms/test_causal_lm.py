@@ -67,6 +67,8 @@ def run(model: Any, *args: Any, **options: Any) -> dict[str, Any]:
     found = {"class": type(output).__qualname__, "keys": list(output)}
     found |= {name: value for name, value in output.items() if torch.is_tensor(value)}
     found |= {f"hidden {i}": h for i, h in enumerate(output.get("hidden_states") or ())}
+    cache = getattr(output.get("past_key_values"), "layers", ())
+    found |= {f"cache {i}": layer.keys for i, layer in enumerate(cache) if hasattr(layer, "keys")}
     found |= {f"router {i}": r for i, r in enumerate(output.get("router_logits") or ())}
     return found | {
         f"gradient of {name}": parameter.grad
@@ -117,7 +119,10 @@ def test_arguments_by_position_and_a_head_with_a_bias(name: str) -> None:
     assert "gradient of lm_head.bias" in eager
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+ROUTED = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe"}
+
+
+@pytest.mark.parametrize("name", sorted(ROUTED & set(having("linear_cross_entropy"))))
 @pytest.mark.parametrize("asked", [None, False, True])
 def test_the_router_s_loss_is_added(name: str, asked: bool | None) -> None:
     model = tiny_model(name, output_router_logits=asked is None, router_aux_loss_coef=0.5).train()
