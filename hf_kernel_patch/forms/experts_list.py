@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from hf_kernel_patch.forms.activation import activation_of, touched
+from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
+from hf_kernel_patch.forms.mlp import GATE_UP_DOWN, GATE_UP_DOWN_INLINE, W1_W3_W2
 from hf_kernel_patch.forms.site import Site
 
 _ROUTED = """
@@ -123,27 +126,56 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
     """(gate, up) and down weights of a list of experts, their activation, or why they don't fit."""
     from torch import nn
 
-    activation, why_not = activation_of(getattr(experts[0], "act_fn", None))
-    names = ("w1", "w3", "w2") if hasattr(experts[0], "w1") else _GATE_UP_DOWN
-    gate_up, down = [], []
+    gate_up: list[Any] = []
+    down: list[Any] = []
+    names: tuple[str, ...] = ()
+    forward, activation, sizes = None, "", None
     for expert in experts:
+        if type(expert).forward is not forward:
+            forward = type(expert).forward
+            names = _names_of(forward)
+        found, why_not = activation_of(expert._modules.get("act_fn"))
         parts = [expert._modules.get(name) for name in names]
-        if touched(expert) or any(
-            type(part) is not nn.Linear
-            or part.bias is not None
-            or type(part.weight) is not nn.Parameter
-            or touched(part)
-            for part in parts
+        if (
+            not parts
+            or touched(expert)
+            or any(
+                type(part) is not nn.Linear
+                or part.bias is not None
+                or type(part.weight) is not nn.Parameter
+                or touched(part)
+                for part in parts
+            )
         ):
-            why_not = why_not or "an expert is wrapped, hooked or has a bias"
-            break
-        gate, up, last = (part._parameters["weight"] for part in parts)
-        gate_up.append((gate, up))
-        down.append(last)
-    return gate_up, down, activation, why_not
+            return [], [], "", why_not or "an expert is wrapped, hooked or has a bias"
+        weights = [part._parameters["weight"] for part in parts]
+        if any(one._backward_hooks or one._post_accumulate_grad_hooks for one in weights):
+            why_not = why_not or "a hook on an expert's weight"
+        shapes = [one.shape for one in weights]
+        activation, sizes = activation or found, sizes or shapes
+        if found != activation or shapes != sizes:
+            why_not = why_not or "the experts differ in activation or size"
+        if why_not:
+            return [], [], "", why_not
+        gate_up.append((weights[0], weights[1]))
+        down.append(weights[2])
+    return gate_up, down, activation, None
 
 
-_GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+def _names_of(forward: Any) -> tuple[str, ...]:
+    """The names of gate, up and down in an expert of this forward; none if it is no plain MLP."""
+    function = innermost(forward)
+    found = fingerprint(function) if inspect.isfunction(function) else None
+    return next((names for source, names in _NAMES.items() if canonical(source) == found), ())
+
+
+# As torch.compiler.assume_constant_result does: torch.compile is not to trace the look-up.
+_names_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_NAMES = {
+    GATE_UP_DOWN: ("gate_proj", "up_proj", "down_proj"),
+    GATE_UP_DOWN_INLINE: ("gate_proj", "up_proj", "down_proj"),
+    W1_W3_W2: ("w1", "w3", "w2"),
+}
 
 
 def _block(name: str, jitter: str = "", renormalise: str = _IF_ASKED, shared: str = "") -> None:

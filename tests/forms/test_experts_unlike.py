@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 
 import hf_kernel_patch
+from hf_kernel_patch import registry
+from hf_kernel_patch.ops.moe import CudaFusedMoE
 from tests.forms.test_experts import OURS, takes_names
-from tests.tiny import TRANSFORMERS_5, tiny_model, tokens
+from tests.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model, tokens
 
 pytestmark = pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has no stacked experts")
 OWN_GATE = "experts with an _apply_gate of their own"
@@ -22,6 +26,8 @@ GATED = [
     for name in ("beam", "deepseek_v4", "glm5_next", "hy_v4", "minimax_m3_vl")
     if TRANSFORMERS_5 and importlib.util.find_spec(f"transformers.models.{name}")
 ]
+#: The Triton kernel runs under the interpreter, or on a GPU.
+KERNELS = ["torch_fused_moe", "interpreted_moe"]
 _CONFIG = {
     "num_local_experts": 4,
     "num_experts": 4,
@@ -33,6 +39,21 @@ _CONFIG = {
     "swiglu_limit": 0.5,
     "swiglu_alpha": 1.702,
 }
+
+
+@contextmanager
+def registered(kernel: str) -> Iterator[None]:
+    """With the Triton kernel under a name of its own, for whatever device."""
+    if kernel != "interpreted_moe":
+        yield
+        return
+    pytest.importorskip("triton")
+    members = {"kernel_id": kernel, "device": "any", "check_deps": classmethod(lambda cls: None)}
+    registry.register_kernel(type("Interpreted", (CudaFusedMoE,), members))
+    try:
+        yield
+    finally:
+        del registry.kernels()[kernel]
 
 
 def routed(experts: Any, size: int) -> torch.Tensor:
@@ -99,3 +120,66 @@ def test_somebody_s_gate_is_the_original_s(
 
 def moe_row(report: Any) -> Any:
     return next(row for row in report if row.site.endswith(("Experts.forward", "Moe.forward")))
+
+
+def experts_of(model: Any) -> list[Any]:
+    return [one for one in model.modules() if hasattr(one, "gate_up_proj")]
+
+
+@pytest.mark.parametrize("weight", ["gate_up_proj", "down_proj"])
+@pytest.mark.parametrize("by", ["patch", pytest.param("name", marks=takes_names)])
+def test_weights_of_another_dtype_are_the_original_s(weight: str, by: str) -> None:
+    model = tiny_model("qwen3_moe")
+    experts = experts_of(model)[-1]
+    setattr(experts, weight, torch.nn.Parameter(getattr(experts, weight).bfloat16()))
+    plain = model(tokens()).logits
+    if by == "name":
+        model.set_experts_implementation(OURS)
+        with pytest.warns(hf_kernel_patch.KernelPatchWarning, match="differ in dtype"):
+            assert torch.equal(model(tokens()).logits, plain)
+        return
+    with hf_kernel_patch.patched("torch_fused_moe", models="qwen3_moe", strict=True) as report:
+        assert torch.allclose(model(tokens()).logits, plain, atol=1e-6)
+    assert moe_row(report).calls == {
+        "the hidden states and the experts differ in dtype": 1,
+        "served": 1,
+    }
+
+
+def small_experts(implementation: str = "eager") -> Any:
+    config = tiny_config("qwen3_moe")
+    config._experts_implementation = implementation
+    experts = modelling("qwen3_moe").Qwen3MoeExperts(config)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return experts
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_routes_of_fewer_tokens_are_the_original_s_to_take_or_refuse(kernel: str) -> None:
+    experts = small_experts()
+    hidden, index, weights = torch.randn(5, 64), torch.tensor([[0, 1], [3, 2]]), torch.rand(2, 2)
+    with registered(kernel), hf_kernel_patch.patched(kernel, models="qwen3_moe") as report:
+        eager = experts(hidden, index, weights)
+        assert not eager[2:].any()
+        experts.config._experts_implementation = "grouped_mm"
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            experts(hidden, index, weights)
+    assert moe_row(report).calls == {"the routes are of other tokens than the hidden states": 2}
+    experts.config._experts_implementation = "eager"
+    assert torch.equal(experts(hidden, index, weights), eager)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_make_fx_sees_the_original(kernel: str) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    experts = small_experts("grouped_mm")
+    hidden, other = torch.randn(2, 4, 64)
+    index, weights = torch.tensor([[0, 1], [3, 2], [5, 7], [6, 4]]), torch.rand(4, 2)
+    with torch.no_grad():
+        plain = experts(other, index, weights)
+        with registered(kernel), hf_kernel_patch.patched(kernel, models="qwen3_moe") as report:
+            traced = make_fx(lambda *inputs: experts(*inputs))(hidden, index, weights)
+        assert torch.equal(traced(other, index, weights), plain)
+    assert moe_row(report).calls == {"make_fx is tracing": 1}
