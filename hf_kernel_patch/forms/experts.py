@@ -46,8 +46,8 @@ def _stacked(site: Site) -> Callable[..., Any]:
 
     def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
         tensors = hidden_states, top_k_index, top_k_weights
-        why_not = None if site.explicit else _asked_for(self)
-        arguments, why_not = arguments_of(self, tensors, why_not)
+        asked = "" if site.explicit else _asked_for(self)
+        arguments, why_not = arguments_of(self, tensors, asked)
         if site.declines(*arguments, unless=why_not):
             return original(self, *tensors)
         return moe(*arguments)
@@ -69,11 +69,11 @@ def arguments_of(
     return (*tensors, experts.gate_up_proj, experts.down_proj, activation), why_not
 
 
-def _asked_for(experts: Any) -> str | None:
+def _asked_for(experts: Any) -> str:
     """Whose experts the user has asked for, where they are neither the default's nor ours."""
     asked = getattr(getattr(experts, "config", None), "_experts_implementation", None)
     if asked in (None, "grouped_mm", NAME):
-        return None
+        return ""
     return f"experts_implementation={asked!r} was asked for"
 
 
@@ -112,5 +112,14 @@ register_form(
             _STACKED.format(classes=n): _stacked
             for n in ("self.num_experts", "self.num_experts + 1")
         },
+        leaves=_asked_for,
+    )
+)
+register_form(
+    Form(
+        "moe.interleaved",
+        "moe",
+        {},
+        unserved="no kernel computes experts that are interleaved, transposed and biased",
     )
 )
