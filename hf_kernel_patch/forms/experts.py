@@ -82,12 +82,11 @@ def _why_not_plain(experts: Any) -> str | None:
     for name, plain in _PLAIN_LAYOUT.items():
         if getattr(experts, name, plain) != plain:
             return f"experts with {name}={not plain}"
-    gate = getattr(experts, "_apply_gate", None)
+    gate = vars(experts).get("_apply_gate") or getattr(type(experts), "_apply_gate", None)
     if gate is not None:
         from transformers.integrations import moe
 
-        default = getattr(moe, "_default_apply_gate", None)
-        if getattr(gate, "__func__", None) is not default:
+        if gate is not getattr(moe, "_default_apply_gate", None):
             return "experts with an _apply_gate of their own"
     return None
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -13,8 +11,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import registry
-from hf_kernel_patch.ops.moe import CudaFusedMoE
+from tests.forms.moe_kernels import KERNELS, registered
 from tests.forms.test_experts import OURS, takes_names
 from tests.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model, tokens
 
@@ -26,8 +23,6 @@ GATED = [
     for name in ("beam", "deepseek_v4", "glm5_next", "hy_v4", "minimax_m3_vl")
     if TRANSFORMERS_5 and importlib.util.find_spec(f"transformers.models.{name}")
 ]
-#: The Triton kernel runs under the interpreter, or on a GPU.
-KERNELS = ["torch_fused_moe", "interpreted_moe"]
 _CONFIG = {
     "num_local_experts": 4,
     "num_experts": 4,
@@ -39,21 +34,6 @@ _CONFIG = {
     "swiglu_limit": 0.5,
     "swiglu_alpha": 1.702,
 }
-
-
-@contextmanager
-def registered(kernel: str) -> Iterator[None]:
-    """With the Triton kernel under a name of its own, for whatever device."""
-    if kernel != "interpreted_moe":
-        yield
-        return
-    pytest.importorskip("triton")
-    members = {"kernel_id": kernel, "device": "any", "check_deps": classmethod(lambda cls: None)}
-    registry.register_kernel(type("Interpreted", (CudaFusedMoE,), members))
-    try:
-        yield
-    finally:
-        del registry.kernels()[kernel]
 
 
 def routed(experts: Any, size: int) -> torch.Tensor:
