@@ -53,6 +53,7 @@ class Activation:
         self._entries: list[tuple[Entry, Site]] = []
         self._waiting: dict[str, list[tuple[Target, Row]]] = {}
         self._complaints: list[str] = []
+        self._ops: set[str] = set()
         self._counted: list[tuple[Site, Counter[str]]] = []
 
     def apply(self) -> None:
@@ -122,6 +123,8 @@ class Activation:
                 row = Row(architecture.name, target.site, kernel.op, kernel.kernel_id, PENDING)
                 self.rows.append(row)
                 self._waiting.setdefault(target.module, []).append((target, row))
+                if not forms()[target.form].unserved:
+                    self._ops.add(kernel.op)
 
     def _cover(self, modules: list[str]) -> None:
         """Patch the waiting targets of modules that are imported."""
@@ -132,7 +135,8 @@ class Activation:
             made = self._replacement(target, row, found)
             if isinstance(found, str) or isinstance(made, str):
                 row.outcome, row.reason = SKIPPED, made
-                self._complaints.append(f"{row.site} is not patched by {row.kernel}: {made}")
+                if not forms()[target.form].unserved:
+                    self._complaints.append(f"{row.site} is not patched by {row.kernel}: {made}")
                 continue
             owner, name, value = found
             row.outcome, site = PATCHED, made.__hf_kernel_patch__
@@ -206,9 +210,8 @@ class Activation:
 
     def _check_kernels(self) -> None:
         """Every kernel that was asked for by name has to have found some site."""
-        served = {row.op for row in self.rows}
         for op, kernel in self.kernels.items():
-            if self.explicit and op not in served:
+            if self.explicit and op not in self._ops:
                 chosen = self.settings.models
                 named = "any architecture" if isinstance(chosen, str) else ", ".join(chosen)
                 reason = f"{kernel.kernel_id} found no site in {named}"

@@ -74,7 +74,7 @@ def found_devices() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One entry for each target that the installed transformers should have.
+    """One entry for each target that the installed transformers should have and an op serves.
 
     ``reason`` says why it would be skipped, or is None; ``foreign`` names the code of another
     package that stands there, or is None.
@@ -93,7 +93,7 @@ def rows() -> list[dict[str, Any]]:
         }
         for architecture in models.architectures().values()
         for target in architecture.targets
-        if exists_here(target)
+        if exists_here(target) and not forms()[target.form].unserved
     ]
 
 

@@ -182,6 +182,7 @@ class Application:
             self._classes[base, made] = subclass(self, base, method, made, (target, kernel))
         self._push(ClassOf(module), module, self._classes[base, made])
         row.instances = (row.instances or 0) + 1
+        row.reason = row.reason or ("" if self.explicit else forms()[target.form].leaves(module))
         if method != "forward":
             return
         own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
@@ -223,7 +224,7 @@ def patch_model(
             applications.append(application)
     rows = list(application.rows.values())
     found = {row.op for row in rows if row.outcome != SKIPPED}
-    complaints = [f"{row.site}: {row.reason}" for row in rows if row.reason]
+    complaints = [f"{row.site}: {row.reason}" for row in rows if row.outcome != PATCHED]
     if explicit:
         complaints += [
             f"{kernel.kernel_id} found no site in this {type(model).__name__}"

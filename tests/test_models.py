@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.models import architectures
-from hf_kernel_patch.places import exists_here, locate
+from hf_kernel_patch.places import locate
 from tests.tiny import (
     ARCHITECTURES,
+    ROWS,
     TRANSFORMERS_5,
     error,
     largest_error,
@@ -25,15 +25,10 @@ from tests.tiny import (
 #: Models without a dense MLP, unless their config asks for some.
 UNUSED = {name: ["swiglu"] for name in ("mixtral", "qwen3_moe", "qwen3_vl_moe")}
 NOT_IN_FLOAT64 = ("deepseek_v3", "glm4_moe")
-ROWS = [
-    pytest.param(architecture.name, target, id=f"{architecture.name}-{target.qualname}")
-    for architecture in architectures().values()
-    for target in architecture.targets
-    if exists_here(target)
-]
+IDS = [f"{name}-{target.qualname}" for name, target in ROWS]
 
 
-@pytest.mark.parametrize(("name", "target"), ROWS)
+@pytest.mark.parametrize(("name", "target"), ROWS, ids=IDS)
 def test_row_is_replaced_inside_and_the_same_object_after(name: str, target: Any) -> None:
     modelling(name)
     _, _, before = locate(target)

@@ -19,6 +19,14 @@ TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
 ARCHITECTURES = tuple(
     name for name, table in architectures().items() if any(map(exists_here, table.targets))
 )
+#: Every row (architecture, target) of the tables that the installed transformers has and an op
+#: serves.
+ROWS = tuple(
+    (name, target)
+    for name, table in architectures().items()
+    for target in table.targets
+    if exists_here(target) and not forms()[target.form].unserved
+)
 VOCABULARY = 128
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -76,6 +84,7 @@ _VISION = {
 _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_CHOSEN, **_LATENT},
     "glm4_moe": {**_CHOSEN, "partial_rotary_factor": 0.5},
+    "gpt_oss": {**_EXPERTS, "intermediate_size": 48},
     "olmoe": {**_EXPERTS, "intermediate_size": 48},
     "phi3": {"partial_rotary_factor": 0.5},
     "qwen3_5": _LINEAR_ATTENTION,
@@ -97,8 +106,7 @@ _SEEING: dict[str, dict[str, Any]] = {
 
 def ops_of(name: str) -> tuple[str, ...]:
     """The ops that the architecture's table names for the installed transformers."""
-    targets = [t for t in architectures()[name].targets if exists_here(t)]
-    return tuple(dict.fromkeys(forms()[target.form].op for target in targets))
+    return tuple(dict.fromkeys(forms()[t.form].op for own, t in ROWS if own == name))
 
 
 def layer_ops_of(name: str) -> tuple[str, ...]:

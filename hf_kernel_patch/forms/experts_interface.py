@@ -20,23 +20,23 @@ _site: Site | str | None = None
 
 
 def register() -> None:
-    """Enter the name when transformers' interface is imported, or now if it is already."""
-    if (module := sys.modules.get(_Finder.name)) is not None:
-        _enter(module)
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    """Enter the name in transformers' interfaces when they are imported, or now."""
+    for name in _INTERFACES:
+        if (module := sys.modules.get(name)) is not None:
+            _enter(module)
+    waiting = any(name not in sys.modules for name in _INTERFACES)
+    if waiting and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds one module where it is, and enters the name once that has run.
+    """Finds the interfaces' modules where they are, and enters the name once they have run.
 
     wrapt's hooks would do it too, but take longer to import than this whole package.
     """
 
-    name = "transformers.integrations.moe"
-
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        spec = PathFinder.find_spec(name, path, target) if name == self.name else None
+        spec = PathFinder.find_spec(name, path, target) if name in _INTERFACES else None
         if spec is None or spec.loader is None:
             return None
         loader: Any = spec.loader
@@ -51,7 +51,9 @@ class _Finder:
 
 
 def _enter(module: Any) -> None:
-    module.ALL_EXPERTS_FUNCTIONS[NAME] = experts_forward
+    interface, forward = _INTERFACES[module.__name__]
+    if hasattr(module, interface):
+        getattr(module, interface)[NAME] = forward
 
 
 def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
@@ -70,11 +72,33 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
         if why_not is None:
             return site.op(*arguments)
     if not torch.compiler.is_compiling():
-        message = f"{type(self).__name__} runs by transformers' default: {why_not}"
-        warnings.warn(message, KernelPatchWarning, stacklevel=2)
+        _tell(self, why_not)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, *tensors)
+
+
+def fp8_experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+    """Experts in FP8, which have an interface of their own, by its default; it is told once."""
+    import torch
+    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
+
+    if not torch.compiler.is_compiling():
+        _tell(self, "experts in FP8")
+    forward = ALL_FP8_EXPERTS_FUNCTIONS["grouped_mm"]
+    return forward(self, hidden_states, top_k_index, top_k_weights)
+
+
+def _tell(experts: Any, why_not: str | None) -> None:
+    message = f"{type(experts).__name__} runs by transformers' default: {why_not}"
+    warnings.warn(message, KernelPatchWarning, stacklevel=3)
+
+
+#: Module of transformers -> its interface, if its version has one, and what takes our name there.
+_INTERFACES = {
+    "transformers.integrations.moe": ("ALL_EXPERTS_FUNCTIONS", experts_forward),
+    "transformers.integrations.finegrained_fp8": ("ALL_FP8_EXPERTS_FUNCTIONS", fp8_experts_forward),
+}
 
 
 def _look_up() -> bool:

@@ -26,18 +26,26 @@ class Form:
             the replacement, a function of the very same parameters.
         helpers: source of what the function calls by name ("rotate_half", or "self._norm" for a
             method), which has to match as well; several sources if any of them will do.
+        unserved: why no op serves this code, for a form without variants: it is in a table for
+            the report to say so.
+        leaves: why the replacement leaves a module as it is now to the original, unless its
+            kernel was asked for by name; "" where it does not.
     """
 
     name: str
     op: str
     variants: Mapping[str, Adapter]
     helpers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    unserved: str = ""
+    leaves: Callable[[Any], str] = lambda module: ""
 
     def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
         """The adapter for the code that ``value`` runs, or the reason why there is none.
 
         ``owner`` is the class or the module that holds it.
         """
+        if self.unserved:
+            return self.unserved
         function = innermost(value)
         found = fingerprint(function) if inspect.isfunction(function) else None
         where = getattr(function, "__globals__", {}).get("__name__") or type(function).__module__

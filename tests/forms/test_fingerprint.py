@@ -17,8 +17,8 @@ from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.forms import forms
 from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.places import exists_here, locate
-from tests.tiny import TRANSFORMERS_5, modelling
+from hf_kernel_patch.places import locate
+from tests.tiny import ROWS, TRANSFORMERS_5, modelling
 
 PLAIN = "def f(self, x, n=1):\n    y = self.scale * x\n    return g(y, n)\n"
 SAME = {
@@ -101,15 +101,10 @@ def test_a_wrapper_is_not_taken_for_what_it_wraps() -> None:
 # -- drift: the installed transformers against the tables
 
 
-ROWS = [
-    pytest.param(target, id=f"{architecture.name}-{target.qualname}")
-    for architecture in architectures().values()
-    for target in architecture.targets
-    if exists_here(target)
-]
+TARGETS = [pytest.param(target, id=f"{name}-{target.qualname}") for name, target in ROWS]
 
 
-@pytest.mark.parametrize("target", ROWS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_installed_code_is_a_variant_of_its_form(target: Any) -> None:
     importlib.import_module(target.module)
     owner, _, value = locate(target)
@@ -117,7 +112,7 @@ def test_the_installed_code_is_a_variant_of_its_form(target: Any) -> None:
     assert callable(adapter), adapter
 
 
-@pytest.mark.parametrize("target", ROWS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_installed_code_is_no_other_form_of_the_same_op(target: Any) -> None:
     importlib.import_module(target.module)
     owner, _, value = locate(target)

@@ -11,7 +11,7 @@ from packaging.version import Version
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.moe import reference
+from hf_kernel_patch.ops.moe import TorchFusedMoE, reference
 from tests.ops.checks import (
     BF16,
     F16,
@@ -166,6 +166,20 @@ def test_lists_and_stacks_give_the_same_and_unused_list_experts_get_no_gradient(
             continue
         assert error(torch.cat((gate.grad, up.grad)), gate_up.grad[expert]) <= 1e-6
         assert error(downs[expert].grad, down.grad[expert]) <= 1e-6
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("part", ["gate_up", "down"])
+def test_any_weight_of_another_dtype_is_refused(part: str, listed: bool) -> None:
+    (*routed, gate_up, down, activation), _ = case("several experts", listed=listed).inputs("cpu")
+    assert TorchFusedMoE.refuse(*routed, gate_up, down, activation) is None
+    if part == "gate_up":
+        gate_up = (
+            [*gate_up[:-1], (gate_up[-1][0], gate_up[-1][1].half())] if listed else gate_up.half()
+        )
+    else:
+        down = [*down[:-1], down[-1].half()] if listed else down.half()
+    assert "differ in dtype" in str(TorchFusedMoE.refuse(*routed, gate_up, down, activation))
 
 
 def grouped_flop(a: Any, b: Any, *_: Any, **__: Any) -> int:

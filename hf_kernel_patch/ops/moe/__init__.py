@@ -24,12 +24,15 @@ class TorchFusedMoE(BaseKernel):
     ) -> str | None:
         import torch
 
-        last = down[0] if isinstance(down, list) else down
         if torch.is_autocast_enabled(hidden.device.type):
             return "autocast chooses the dtype of the products"
-        if hidden.dtype != last.dtype:
+        if any(one.dtype != hidden.dtype for one in _flat(gate_up, down)):
             return "the hidden states and the experts differ in dtype"
-        return None
+        if not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(
+            torch._C._TorchDispatchModeKey.PROXY
+        ):
+            return "make_fx is tracing"
+        return _why_not_rows(hidden, index, weights)
 
 
 @register_kernel
@@ -60,15 +63,10 @@ class CudaFusedMoE(TritonKernel):
     ) -> str | None:
         if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
             return why
-        listed = isinstance(down, list)
-        experts = (
-            [*(part for pair in gate_up for part in pair), *down] if listed else [gate_up, down]
-        )
         if any(
-            one.device != hidden.device or one.dtype != hidden.dtype or not one.is_contiguous()
-            for one in experts
+            one.device != hidden.device or not one.is_contiguous() for one in _flat(gate_up, down)
         ):
-            return "the experts are on another device, of another dtype or not contiguous"
+            return "the experts are on another device or not contiguous"
         if index is not None and index.numel() >= 1 << 31:
             return "more than 2147483647 pairs of token and expert"
         if index is not None and index.numel() > cls.most_exact_rows * len(down):
@@ -98,8 +96,9 @@ class NpuFusedMoE(BaseKernel):
             return f"npu_swiglu computes silu, not {activation}"
         import torch
 
-        experts = [*gate_up[0], down[0]] if isinstance(down, list) else [gate_up, down]
-        if not torch.is_autocast_enabled("npu") and hidden.dtype != experts[-1].dtype:
+        experts = _flat(gate_up, down)
+        cast = torch.is_autocast_enabled("npu")
+        if not cast and any(one.dtype != hidden.dtype for one in experts):
             return "the hidden states and the experts differ in dtype"
         if not hidden.numel():
             return "there is no token"
@@ -109,4 +108,18 @@ class NpuFusedMoE(BaseKernel):
             return "npu_grouped_matmul takes 1024 experts and widths under 65536"
         if index is not None and (index.numel() >= 16777215 or index.shape[-1] > 512):
             return "npu_moe_token_permute takes 512 experts a token and 16777214 pairs"
-        return None
+        return _why_not_rows(hidden, index, weights)
+
+
+def _flat(gate_up: Any, down: Any) -> list[Any]:
+    """All weights of the experts, stacked or in lists."""
+    if isinstance(down, list):
+        return [*(part for pair in gate_up for part in pair), *down]
+    return [gate_up, down]
+
+
+def _why_not_rows(hidden: Any, index: Any, weights: Any) -> str | None:
+    """What transformers itself makes of other routes is its own affair, mostly an error."""
+    if index is not None and not hidden.shape[:1] == index.shape[:1] == weights.shape[:1]:
+        return "the routes are of other tokens than the hidden states"
+    return None
