@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from hf_kernel_patch.forms.activation import activation_of, touched
+from hf_kernel_patch.forms.activation import activation_of, hooked, hooked_everywhere
 from hf_kernel_patch.forms.fingerprint import canonical, fingerprint, innermost
 from hf_kernel_patch.forms.form import Adapter, Form, register_form
 from hf_kernel_patch.forms.mlp import GATE_UP_DOWN, GATE_UP_DOWN_INLINE, W1_W3_W2
@@ -130,6 +130,8 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
     down: list[Any] = []
     names: tuple[str, ...] = ()
     forward, activation, sizes = None, "", None
+    if hooked_everywhere():
+        return [], [], "", "a hook on all modules needs the original"
     for expert in experts:
         if type(expert).forward is not forward:
             forward = type(expert).forward
@@ -138,12 +140,12 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
         parts = [expert._modules.get(name) for name in names]
         if (
             not parts
-            or touched(expert)
+            or hooked(expert)
             or any(
                 type(part) is not nn.Linear
                 or part.bias is not None
                 or type(part.weight) is not nn.Parameter
-                or touched(part)
+                or hooked(part)
                 for part in parts
             )
         ):
