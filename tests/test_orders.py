@@ -268,7 +268,10 @@ def test_all_models_are_patched_by_default(before: dict[str, Any]) -> None:
     objects = places()
     with hf_kernel_patch.patched((*LAYERS, MOE), strict=True) as report:
         assert {row.architecture for row in report} == set(ARCHITECTURES)
-        assert {row.outcome for row in report} == {"patched"}
+        skipped = {row.site.rpartition(".modeling_gpt_oss.")[2] for row in report if row.reason}
+        assert skipped == {"GptOssExperts.forward"}  # which no kernel serves
+        patched = {row.site for row in report if row.outcome == "patched"}
+        assert len(patched) == len(report.rows) - 1
         now = places()
-        assert {site for site in now if now[site] is not objects[site]} == {r.site for r in report}
+        assert {site for site in now if now[site] is not objects[site]} == patched
     assert changed(objects) == set()
