@@ -31,9 +31,14 @@ class Worker:
             text=True,
             env=unpatched_environment(),
         )
-        self._timer = threading.Timer(limit, self._process.kill)
+        self._limit, self._late = limit, threading.Event()
+        self._timer = threading.Timer(limit, self._stop)
         self._timer.daemon = True
         self._timer.start()
+
+    def _stop(self) -> None:
+        self._late.set()
+        self._process.kill()
 
     def answer(self) -> Answer:
         """The next answer; raises RuntimeError with the worker's last words if it has ended."""
@@ -43,6 +48,8 @@ class Worker:
                 found: Answer = json.loads(line.removeprefix(MARK))
                 return found
         code = self._process.wait()
+        if self._late.is_set():
+            raise RuntimeError(f"over its limit of {self._limit:g} s")
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         raise RuntimeError(f"exit {code}: {lines[-1] if lines else 'no message'}"[:300])

@@ -20,6 +20,7 @@ from benchmarks import (
     models,
     ours,
     peers,
+    processes,
     results,
     shapes,
     timing,
@@ -286,3 +287,10 @@ def test_a_patched_process_is_refused() -> None:
     with hf_kernel_patch.patched("rms_norm", models="llama"):
         done = CliRunner().invoke(app, ["imports", "--quick"])
     assert done.exit_code == 2 and "patched already" in done.output
+
+
+def test_a_worker_over_its_limit_says_so() -> None:
+    found: dict[str, Any] = {}
+    done = found.__setitem__
+    processes.run({"eager": {}}, together=False, rounds=1, limit=0.05, done=done)
+    assert found["eager"]["error"] == "over its limit of 0.05 s"
