@@ -21,19 +21,19 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
     original, linear_cross_entropy = site.original, site.op
     scope, loss_of = innermost(original).__globals__, Loss()
     asked = {name: site.options[name] for name in _OPTIONS if site.options.get(name)}
-    between, plain = variant.between, scope[variant.output]
-    if asked.get("metrics"):
-        plain = measured_output(plain)
+    between, given_out = variant.between, scope[variant.output]
+    plain = measured_output(given_out) if asked.get("metrics") else given_out
     lazy, steps = lazy_output(plain), OptimizerSteps()
     site.on_release = steps.stop
 
-    def told(model: Any, given: dict[str, Any], output: Any) -> Any:
-        """The original's output, with what was asked of the loss besides."""
-        if not (site.active and _BESIDES & asked.keys()):
+    def completed(model: Any, given: dict[str, Any], output: Any) -> Any:
+        """The original's output, with what was asked of the kernel besides."""
+        asks = site.active and _BESIDES & asked.keys()
+        if not asks or not isinstance(output, (given_out, tuple)):
             return output
-        values = dict(output) if isinstance(output, dict) else None
+        values = dict(output) if isinstance(output, given_out) else None
         if model.training and given.get("labels") is not None:
-            loss, logits = (values["loss"], values["logits"]) if values else output[:2]
+            loss, logits = output[:2] if values is None else (values["loss"], values["logits"])
             loss, metrics = _besides(asked, given, loss, logits)
             if values is None:
                 return (loss, *output[1:])
@@ -47,7 +47,7 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
             why = "too many arguments, or one twice"  # as the original will say
         why = why or why_not_head(self.lm_head, self.config.vocab_size) or loss_of.why_not(self)
         if not site.active or (why is not None and site.declines(unless=why)):
-            return told(self, given, original(self, *args, **kwargs))
+            return completed(self, given, original(self, *args, **kwargs))
         rest = {name: given[name] for name in given if name not in variant.parameters}
         rest.pop("return_dict", None)
         outputs = self.model(**_inputs(self, variant, given), **rest if variant.pass_kwargs else {})
