@@ -176,7 +176,11 @@ def here() -> Iterator[str]:
     del registry.kernels()["loss_here"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "granite", "qwen3_moe"])
+# The loop over the experts of transformers 4 does not compile into one graph.
+COMPILED = ["llama", "gemma2", "granite", *["qwen3_moe"] * TRANSFORMERS_5]
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_whole_step_compiles_into_one_graph_and_its_logits_are_lazy(name: str, here: str) -> None:
     device = registry.kernels()[here].device
     model = tiny_model(name, num_hidden_layers=1).train().to(device)
