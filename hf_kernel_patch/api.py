@@ -11,6 +11,7 @@ from hf_kernel_patch import activation, instances, registry, settings
 from hf_kernel_patch.activation import Activation, ledger, raise_if_blocked
 from hf_kernel_patch.errors import unknown
 from hf_kernel_patch.forms import site as calls
+from hf_kernel_patch.recorded import recorded
 from hf_kernel_patch.report import PatchReport
 from hf_kernel_patch.settings import UNSET, Settings
 
@@ -260,7 +261,7 @@ def _apply(
     if shared:
         instances.patch_model(model, shared, explicit, tables, options)
     for kernel in own.values():
-        with instances.recorded(model, kernel):
+        with recorded(model, kernel):
             kernel.apply(model=model)
     return model
 

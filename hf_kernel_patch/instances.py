@@ -6,8 +6,7 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -15,10 +14,10 @@ from hf_kernel_patch import models
 from hf_kernel_patch.activation import ledger
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.forms import Site, build, forms
-from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Entry, Item, Slot
+from hf_kernel_patch.ledger import Attribute, ClassOf, Entry, Slot
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.places import describe, exists_here, is_plain_bound, locate, original_of
-from hf_kernel_patch.registry import BaseKernel, Kernel, options_of
+from hf_kernel_patch.registry import Kernel, options_of
 from hf_kernel_patch.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.settings import is_rank_zero
 from hf_kernel_patch.subclass import forget_scope, rebound, refers_to, subclass
@@ -251,54 +250,6 @@ def require_model(model: Any) -> None:
             f"expected a transformers PreTrainedModel, or a module that wraps one, got "
             f"{type(model).__qualname__}"
         )
-
-
-@contextmanager
-def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
-    """Make what a kernel's own ``apply`` does to a model reversible, and undo it if it raises."""
-    require_model(model)
-    with ledger.lock:
-        before = [(module, type(module), _contents(module)) for module in model.modules()]
-        application = Application({kernel.op or kernel.kernel_id: kernel}, explicit=True)
-        try:
-            yield
-        except BaseException:
-            _record(application, before)
-            application.release()
-            raise
-        _record(application, before)
-        if application.entries:
-            applications.append(application)
-            site = Target("", f"{type(model).__name__} (by its own apply)", "")
-            application.rows[site] = Row(
-                type(model).__name__,
-                site.qualname,
-                kernel.op,
-                kernel.kernel_id,
-                PATCHED,
-                scope="model",
-                instances=len({id(ref()) for ref, _ in application.entries}),
-            )
-
-
-def _contents(module: Any) -> list[tuple[Any, dict[Any, Any]]]:
-    """The module's own mappings (attributes, parameters, children, hooks), each with a copy."""
-    own = vars(module)
-    return [(held, dict(held)) for held in (own, *own.values()) if isinstance(held, dict)]
-
-
-def _record(application: Application, before: list[tuple[Any, type, Any]]) -> None:
-    """Enter every change since ``before``."""
-    for module, kind, contents in before:
-        if type(module) is not kind:
-            application.record(ClassOf(module), module, kind)
-        for mapping, old in contents:
-            for name in [*mapping, *(name for name in old if name not in mapping)]:
-                was = old.get(name, MISSING)
-                if mapping.get(name, MISSING) is not was:
-                    own = mapping is vars(module)
-                    slot = Attribute(module, name) if own else Item(mapping, name, old)
-                    application.record(slot, module, was)
 
 
 def release(model: Any = None) -> list[str]:

@@ -26,6 +26,7 @@ LAYERS = (
     {"activation"},
     {"subclass"},
     {"instances"},
+    {"recorded"},
     {"api"},
     {"trainer"},
     {"__init__"},
