@@ -236,65 +236,6 @@ def test_steps_accumulated_give_the_loss_and_gradients_of_one() -> None:
         assert error(parameter.grad, expected[name]) < 3e-6
 
 
-def test_options_reach_the_kernel_and_leave_the_loss_alone_or_add_the_z_loss() -> None:
-    model = tiny_model("llama").train()
-    eager = model(tokens(), labels=labels())
-    log = eager.logits[:, :-1].logsumexp(-1)[labels()[:, 1:] != -100]
-    given = {"exact": True, "memory_mib": 1, "metrics": True, "z_loss": 0.25}
-    with hf_kernel_patch.patched(LOSS, models="llama", strict=True, options={LOSS: given}):
-        inside = model(tokens(), labels=labels())
-    torch.testing.assert_close(inside.loss, eager.loss + 0.25 * log.square().mean())
-    counted = eager.logits[:, :-1][labels()[:, 1:] != -100]
-    right = counted.argmax(-1) == labels()[:, 1:][labels()[:, 1:] != -100]
-    entropy = torch.distributions.Categorical(logits=counted).entropy().mean()
-    torch.testing.assert_close(inside.token_accuracy, right.float().mean())
-    torch.testing.assert_close(inside.mean_entropy, entropy)
-    assert list(inside) == [*eager, "token_accuracy", "mean_entropy"]
-
-
-@pytest.mark.parametrize("why", ["a hook", "a tuple", "labels of another length"])
-def test_options_hold_where_the_original_computes_the_loss(why: str) -> None:
-    model = tiny_model("llama").train()
-    if why == "a hook":
-        model.lm_head.register_forward_hook(lambda *_: None)
-    options: dict[str, Any] = {"labels": labels()}
-    given = {"metrics": True, "z_loss": 0.25}
-    with hf_kernel_patch.patched(LOSS, models="llama", strict=True, options={LOSS: given}):
-        served = tiny_model("llama").train()(tokens(), **options)
-        if why == "a tuple":
-            loss, *rest = model(tokens(), **options, return_dict=False)
-            torch.testing.assert_close(loss, served.loss)
-            assert all(isinstance(one, torch.Tensor) or one is not None for one in rest)
-            return
-        if why == "labels of another length":
-            with pytest.raises(ValueError, match="batch_size"):
-                model(tokens(), labels=labels()[:, :-1])
-            return
-        inside = model(tokens(), **options)
-        evaluated = model.eval()(tokens(), **options)
-    for name in ("loss", "token_accuracy", "mean_entropy"):
-        torch.testing.assert_close(inside[name], served[name])
-    assert evaluated.token_accuracy is evaluated.mean_entropy is None
-    torch.testing.assert_close(evaluated.loss, model(tokens(), **options).loss)
-
-
-@pytest.mark.parametrize("by", ["settings", "kernel"])
-def test_logits_come_at_once_when_asked_for(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy as Kernel
-
-    model = tiny_model("llama").train()
-    eager = model(tokens(), labels=labels())
-    asked = {"return_logits": True}
-    if by == "kernel":
-        monkeypatch.setattr(Kernel, "options", {**Kernel.options, **asked})
-    settings = {LOSS: asked} if by == "settings" else {}
-    hf_kernel_patch.apply_default_kernels(model, LOSS, options=settings)
-    inside = model(tokens(), labels=labels())
-    hf_kernel_patch.unpatch(model)
-    assert type(inside) is type(eager)
-    assert torch.equal(vars(inside)["logits"], eager.logits)
-
-
 def test_code_of_the_loss_that_is_not_known_is_not_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
