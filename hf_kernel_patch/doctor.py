@@ -114,7 +114,9 @@ def foreign(value: Any, package: str) -> str | None:
     """What of another package stands at a place of ``package``, outermost or inside wrappers."""
     for layer in (value, innermost(value)):
         module = getattr(layer, "__globals__", {}).get("__name__") or type(layer).__module__
-        if module.partition(".")[0] != package:
+        top = module.partition(".")[0]
+        # transformers' own use of contextlib is nobody's patch.
+        if top != package and top not in sys.stdlib_module_names:
             return describe(layer) if layer is not value else f"{_name(value)} of {module}"
     return None
 

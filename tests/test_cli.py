@@ -194,6 +194,7 @@ def test_doctor_checks_every_row_and_names_the_versions() -> None:
     assert [one["current"] for one in found["devices"]].count(True) >= 1
     assert [row["site"] for row in found["tables"]] == [target.site for _, target in ROWS]
     assert [row for row in found["tables"] if row["reason"]] == []
+    assert not any("contextlib" in one["by"] for one in found["foreign"])
     text = invoke("doctor").stdout
     assert f"tables: {len(found['tables'])} rows, 0 would be skipped" in text
 
