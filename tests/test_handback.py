@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hf_kernel_patch
 from tests.probes import LAYERS, MOE, changed, handed_back, llama, logits, places, served
@@ -88,6 +89,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Function, torch.Tensor], torch.Tensor], st
     ),
     "dual numbers": (dual, "forward-mode"),
     "jit.trace": (lambda f, x: torch.jit.trace(f, x)(x), "torch.jit.trace"),
+    "make_fx": (lambda f, x: make_fx(lambda y: f(y))(x)(x), "make_fx"),
     "float64": (lambda f, x: f(x.double()), "float64"),
 }
 

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 _DTYPES = {
     torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool
 }  # fmt: skip
+_mode, _PROXY = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY
 
 
 def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
@@ -17,8 +18,11 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
 
     Asked at every call of every site, so it does no more than it must.
     """
-    if torch.compiler.is_compiling() and not kernel.traceable:
-        return "torch.compile fuses the original itself"
+    if torch.compiler.is_compiling():
+        if not kernel.traceable:
+            return "torch.compile fuses the original itself"
+    elif _mode(_PROXY) is not None:
+        return "make_fx is tracing"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:

@@ -28,10 +28,6 @@ class TorchFusedMoE(BaseKernel):
             return "autocast chooses the dtype of the products"
         if any(one.dtype != hidden.dtype for one in _flat(gate_up, down)):
             return "the hidden states and the experts differ in dtype"
-        if not torch.compiler.is_compiling() and torch._C._get_dispatch_mode(
-            torch._C._TorchDispatchModeKey.PROXY
-        ):
-            return "make_fx is tracing"
         return _why_not_rows(hidden, index, weights)
 
 
