@@ -25,11 +25,11 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
     plain = measured_output(given_out) if asked.get("metrics") else given_out
     lazy, steps = lazy_output(plain), OptimizerSteps()
     site.on_release = steps.stop
+    asks_more = bool(_BESIDES & asked.keys())
 
     def completed(model: Any, given: dict[str, Any], output: Any) -> Any:
         """The original's output, with what was asked of the kernel besides."""
-        asks = site.active and _BESIDES & asked.keys()
-        if not asks or not isinstance(output, (given_out, tuple)):
+        if not (site.active and asks_more and isinstance(output, (given_out, tuple))):
             return output
         values = dict(output) if isinstance(output, given_out) else None
         if model.training and given.get("labels") is not None:
@@ -66,7 +66,8 @@ def adapter(variant: Variant, site: Site) -> Callable[..., Any]:
                 loss = self.loss_function(**named, vocab_size=self.config.vocab_size, **rest)
             else:
                 loss = self.loss_function(logits, given["labels"], self.vocab_size, **rest)
-            loss, metrics = _besides(asked, given, loss, logits)
+            if asks_more:
+                loss, metrics = _besides(asked, given, loss, logits)
         else:
             loss = linear_cross_entropy(
                 hidden,
@@ -126,8 +127,6 @@ def _besides(
     asked: dict[str, Any], given: dict[str, Any], loss: Any, logits: Any
 ) -> tuple[Any, Metrics | None]:
     """The loss with z-loss, and the metrics, as far as they were asked for, from the logits."""
-    if not _BESIDES & asked.keys():
-        return loss, None
     from hf_kernel_patch.ops.linear_cross_entropy import reference
 
     ignored = given.get("ignore_index", -100)

@@ -61,8 +61,6 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
 
     Each reason for that is told once in a warning.
     """
-    import torch
-
     tensors = hidden_states, top_k_index, top_k_weights
     _look_up()
     site = _site
@@ -71,27 +69,27 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
         why_not = why_not or site.why_not(*arguments) or site.kernel.refuse(*arguments)
         if why_not is None:
             return site.op(*arguments)
-    if not torch.compiler.is_compiling():
-        _tell(self, why_not)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, *tensors)
+    return _by_default(ALL_EXPERTS_FUNCTIONS, self, tensors, why_not)
 
 
 def fp8_experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
     """Experts in FP8, which have an interface of their own, by its default; it is told once."""
-    import torch
     from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
 
+    tensors = hidden_states, top_k_index, top_k_weights
+    return _by_default(ALL_FP8_EXPERTS_FUNCTIONS, self, tensors, "experts in FP8")
+
+
+def _by_default(functions: Any, experts: Any, tensors: Any, why_not: str | None) -> Any:
+    """What the interface's default gives, after a warning."""
+    import torch
+
     if not torch.compiler.is_compiling():
-        _tell(self, "experts in FP8")
-    forward = ALL_FP8_EXPERTS_FUNCTIONS["grouped_mm"]
-    return forward(self, hidden_states, top_k_index, top_k_weights)
-
-
-def _tell(experts: Any, why_not: str | None) -> None:
-    message = f"{type(experts).__name__} runs by transformers' default: {why_not}"
-    warnings.warn(message, KernelPatchWarning, stacklevel=3)
+        message = f"{type(experts).__name__} runs by transformers' default: {why_not}"
+        warnings.warn(message, KernelPatchWarning, stacklevel=3)
+    return functions["grouped_mm"](experts, *tensors)
 
 
 #: Module of transformers -> its interface, if its version has one, and what takes our name there.
