@@ -11,11 +11,11 @@ import torch
 import hf_kernel_patch
 from benchmarks.environment import DTYPES
 from hf_kernel_patch import registry
-from hf_kernel_patch.demo import models
-from hf_kernel_patch.demo.text import batches, documentation
-from hf_kernel_patch.forms import forms
+from hf_kernel_patch.cli.demo import models
+from hf_kernel_patch.cli.demo.text import batches, documentation
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.places import exists_here
+from hf_kernel_patch.patching.lookup import exists_here
+from hf_kernel_patch.recognition import forms
 
 Row = dict[str, Any]
 MODELS = ("llama", "qwen3_moe")

@@ -1,6 +1,6 @@
 """``python -m hf_kernel_patch``: the command line."""
 
-from hf_kernel_patch.cli import main
+from hf_kernel_patch.cli.commands import main
 
 if __name__ == "__main__":
     main()

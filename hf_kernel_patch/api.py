@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from hf_kernel_patch import activation, instances, registry, settings
-from hf_kernel_patch.activation import Activation, ledger, raise_if_blocked
+from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import unknown
-from hf_kernel_patch.forms import site as calls
-from hf_kernel_patch.recorded import recorded
-from hf_kernel_patch.report import PatchReport
+from hf_kernel_patch.patching import global_patch, model_patch
+from hf_kernel_patch.patching.global_patch import Activation, ledger, raise_if_blocked
+from hf_kernel_patch.patching.own_apply import recorded
+from hf_kernel_patch.patching.report import PatchReport
+from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.settings import UNSET, Settings
 
 logger = logging.getLogger("hf_kernel_patch")
@@ -90,12 +91,12 @@ def unpatch(model: Any = None) -> None:
     """
     global _standing
     if model is not None:
-        instances.require_model(model)
-        raise_if_blocked(instances.release(model))
+        model_patch.require_model(model)
+        raise_if_blocked(model_patch.release(model))
         return
     with ledger.lock:
-        blocked = instances.release()
-        for one in reversed(activation.active[:]):
+        blocked = model_patch.release()
+        for one in reversed(global_patch.active[:]):
             blocked += one.undo()
         _standing = None
     raise_if_blocked(blocked)
@@ -222,8 +223,8 @@ def get_available_kernels() -> list[str]:
 def status() -> PatchReport:
     """What is patched now, where, by which kernel, and what was skipped and why."""
     with ledger.lock:
-        rows = [row for one in activation.active for row in one.rows]
-        alive = [one for one in instances.applications if one.alive()]
+        rows = [row for one in global_patch.active for row in one.rows]
+        alive = [one for one in model_patch.applications if one.alive()]
         rows += [row for one in alive for row in one.rows.values()]
     why = _why_nothing() if settings.disabled() else "no patch is in force"
     return PatchReport(rows, "" if rows else why)
@@ -251,15 +252,15 @@ def _apply(
     kernels: dict[str, registry.Kernel],
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
-    options: instances.Options = (),
+    options: model_patch.Options = (),
 ) -> Any:
-    instances.require_model(model)
+    model_patch.require_model(model)
     if settings.disabled():
         return model
     own = {op: kernel for op, kernel in kernels.items() if registry.has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
-        instances.patch_model(model, shared, explicit, tables, options)
+        model_patch.patch_model(model, shared, explicit, tables, options)
     for kernel in own.values():
         with recorded(model, kernel):
             kernel.apply(model=model)

@@ -62,7 +62,7 @@ class BaseKernel:
     @classmethod
     def apply(cls, *, model: Any) -> Any:
         """Patch one model and return it; override it for a kernel that patches in its own way."""
-        from hf_kernel_patch.instances import patch_model
+        from hf_kernel_patch.patching.model_patch import patch_model
 
         return patch_model(model, {cls.op: cls}, explicit=True)
 
@@ -96,7 +96,7 @@ def register_kernel(cls: K) -> K:
         raise ValueError(f"kernel id {cls.kernel_id!r} is taken by {holder.__module__}")
     _kernels[cls.kernel_id] = cls
     if cls.forms:
-        from hf_kernel_patch.forms import register_form
+        from hf_kernel_patch.recognition import register_form
 
         for form in cls.forms:
             register_form(form)

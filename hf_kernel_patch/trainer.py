@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from hf_kernel_patch import instances, settings
-from hf_kernel_patch.activation import raise_if_blocked
+from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
+from hf_kernel_patch.patching import model_patch
+from hf_kernel_patch.patching.global_patch import raise_if_blocked
 from hf_kernel_patch.settings import UNSET
 
 
@@ -29,7 +30,7 @@ def callback_class() -> type:
         ) -> None:
             settings.resolve(config, include=include, options=options)  # a mistake is told now
             self._arguments = {"include_kernels": include, "options": options, "config": config}
-            self._applied: list[instances.Application] = []
+            self._applied: list[model_patch.Application] = []
 
         def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
             if model is not None:
@@ -47,9 +48,9 @@ def callback_class() -> type:
             held = (ref() for one in self._applied for ref, _ in one.entries)
             if any(id(module) in mine for module in held):
                 return
-            before = list(instances.applications)
+            before = list(model_patch.applications)
             apply_default_kernels(model, **self._arguments)
-            self._applied += [one for one in instances.applications if one not in before]
+            self._applied += [one for one in model_patch.applications if one not in before]
 
     KernelPatchCallback.__module__ = "hf_kernel_patch"
     KernelPatchCallback.__qualname__ = "KernelPatchCallback"

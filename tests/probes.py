@@ -17,7 +17,7 @@ import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
-from hf_kernel_patch.report import PatchReport
+from hf_kernel_patch.patching.report import PatchReport
 from tests.tiny import tokens
 
 NORM, ROPE = "torch_fused_rmsnorm", "torch_fused_rope"

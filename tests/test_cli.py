@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import models, registry
-from hf_kernel_patch.cli import app
+from hf_kernel_patch.cli.commands import app
 from tests.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
 
 ROOT = Path(hf_kernel_patch.__file__).parent.parent

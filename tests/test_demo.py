@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import hf_kernel_patch
-from hf_kernel_patch import demo, devices, registry
-from hf_kernel_patch.cli import app
-from hf_kernel_patch.demo import memory, models, worker
-from hf_kernel_patch.demo.text import batches, documentation
+from hf_kernel_patch import devices, registry
+from hf_kernel_patch.cli import demo
+from hf_kernel_patch.cli.commands import app
+from hf_kernel_patch.cli.demo import memory, models, worker
+from hf_kernel_patch.cli.demo.text import batches, documentation
 from tests.tiny import ops_of
 
 TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(200))

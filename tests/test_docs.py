@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
-from hf_kernel_patch.cli import app
-from hf_kernel_patch.forms import forms
+from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.recognition import forms
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parent.parent

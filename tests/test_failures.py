@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import Architecture, Form, KernelPatchWarning, activation
-from hf_kernel_patch.forms import forms, mlp
+from hf_kernel_patch import Architecture, Form, KernelPatchWarning
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.patching import global_patch
+from hf_kernel_patch.recognition import forms, mlp
 from tests.probes import (
     LAYERS,
     MOE,
@@ -36,14 +37,14 @@ def before() -> Iterator[dict[str, Any]]:
     objects = places()
     yield objects
     assert changed(objects) == set()
-    assert not activation.active
-    assert not activation.ledger._stacks
-    assert all(made.__hf_kernel_patch__.active == 0 for made in activation._made.values())
+    assert not global_patch.active
+    assert not global_patch.ledger._stacks
+    assert all(made.__hf_kernel_patch__.active == 0 for made in global_patch._made.values())
 
 
 def failing_at(nth: int, error: BaseException) -> Callable[..., Any]:
     """``ledger.push`` that raises instead of doing its ``nth`` call."""
-    push, calls = activation.ledger.push, 0
+    push, calls = global_patch.ledger.push, 0
 
     def failing(slot: Any, value: Any) -> Any:
         nonlocal calls
@@ -62,17 +63,17 @@ def test_a_failure_at_any_replacement_leaves_nothing(
     norm = llama().LlamaRMSNorm(8)
     norm.forward = own = MethodType(llama().LlamaRMSNorm.forward, norm)
     with hf_kernel_patch.patched(LAYERS, models="llama"):
-        pushes = len(activation.ledger._stacks)
+        pushes = len(global_patch.ledger._stacks)
     assert pushes >= 4
     for nth in range(pushes):
         with monkeypatch.context() as patch:
-            patch.setattr(activation.ledger, "push", failing_at(nth, error))
+            patch.setattr(global_patch.ledger, "push", failing_at(nth, error))
             with pytest.raises(type(error), match="injected"):
                 hf_kernel_patch.patch_transformers(LAYERS, models="llama")
         assert changed(before) == set()
         assert norm.forward is own
         assert not hf_kernel_patch.status().rows
-        assert not activation.ledger._stacks
+        assert not global_patch.ledger._stacks
     with hf_kernel_patch.patched(LAYERS, models="llama", strict=True):
         assert len(changed(before)) == 3
     assert norm.forward is own
@@ -84,7 +85,7 @@ def test_a_failure_leaves_the_patches_that_were_there(
     hf_kernel_patch.patch_transformers(NORM, models="llama")
     block = hf_kernel_patch.patched(LAYERS, models="llama")
     with monkeypatch.context() as patch:
-        patch.setattr(activation.ledger, "push", failing_at(2, RuntimeError("injected")))
+        patch.setattr(global_patch.ledger, "push", failing_at(2, RuntimeError("injected")))
         for enter in (
             block.__enter__,
             lambda: hf_kernel_patch.patch_transformers(LAYERS, models="llama"),

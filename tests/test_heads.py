@@ -15,8 +15,8 @@ from torch import nn
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
-from tests.forms.test_causal_lm import agree, labels, run
 from tests.probes import handed_back, served
+from tests.recognition.test_causal_lm import agree, labels, run
 from tests.tiny import TRANSFORMERS_5, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"

@@ -17,22 +17,18 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 #: From the bottom to the top; a part imports from below and from itself. What is not named here,
 #: such as the command line, stands on top of all.
 LAYERS = (
-    {"version", "errors", "devices", "ledger", "report"},
+    {"version", "errors", "devices"},
     {"settings", "registry"},
     {"ops"},
-    {"forms"},
+    {"recognition"},
     {"models"},
-    {"places"},
-    {"activation"},
-    {"subclass"},
-    {"instances"},
-    {"recorded"},
+    {"patching"},
     {"api"},
     {"trainer"},
     {"__init__"},
 )
 #: Inside functions alone: what registering and scanning need of the parts above.
-LATE = {("registry", "ops"), ("registry", "forms"), ("registry", "instances")}
+LATE = {("registry", "ops"), ("registry", "recognition"), ("registry", "patching")}
 FRAMEWORKS = {"torch", "transformers", "triton", "torch_npu", "accelerate", "numpy", "kernels"}
 #: Third-party packages that a file of ``ops/<op>/`` may import, by its name up to an underscore.
 BACKENDS = {
@@ -70,7 +66,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             assert node.level == 0, f"{path} imports relatively"
             module = node.module or ""
             for alias in node.names:
-                # `from hf_kernel_patch import ledger` names a part, `from x.ledger import y` not
+                # `from hf_kernel_patch import errors` names a part, `from x.errors import y` not
                 whole = module == "hf_kernel_patch"
                 yield f"{module}.{alias.name}" if whole else module, node not in late
 
@@ -100,8 +96,12 @@ def test_frameworks_are_imported_by_ops_alone_or_at_first_use(path: Path) -> Non
         assert not at_once or (in_ops and name != "__init__"), f"{path} imports {module} at once"
 
 
+def test_the_top_holds_few_files() -> None:
+    assert len([path for path in FILES if len(path.parts) == 1]) <= 10
+
+
 def test_the_ledger_needs_the_standard_library_alone() -> None:
-    roots = {module.split(".")[0] for module, _ in imports(Path("ledger.py"))}
+    roots = {module.split(".")[0] for module, _ in imports(Path("patching/ledger.py"))}
     assert roots <= set(sys.stdlib_module_names)
 
 

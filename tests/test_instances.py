@@ -11,12 +11,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import (
-    activation,
-    apply_default_kernels,
-    apply_kernel,
-    unpatch,
-)
+from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
+from hf_kernel_patch.patching import global_patch
 from tests.probes import logits, watched_kernel
 from tests.scope import (
     LAYERS,
@@ -206,7 +202,7 @@ def test_models_that_come_and_go_leave_nothing_behind() -> None:
         assert gone() is None
         assert not hf_kernel_patch.status().rows
     unpatch(apply_kernel(NORM, model=tiny_model("llama")))
-    left, activation.ledger._stacks = activation.ledger._stacks, {}
+    left, global_patch.ledger._stacks = global_patch.ledger._stacks, {}
     assert not left
     assert set(sys.modules) == before
 

@@ -13,10 +13,10 @@ from hf_kernel_patch import (
     KernelPatchWarning,
     apply_default_kernels,
     apply_kernel,
-    instances,
     registry,
     unpatch,
 )
+from hf_kernel_patch.patching import model_patch
 from tests.scope import MOE, NORM, ROPE, SWIGLU, same, state
 from tests.tiny import layer_ops_of, modelling, tiny_model
 
@@ -169,8 +169,8 @@ def test_an_error_halfway_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
             raise RuntimeError("injected")
         return original(*arguments)
 
-    original = instances.subclass
-    monkeypatch.setattr(instances, "subclass", failing)
+    original = model_patch.subclass
+    monkeypatch.setattr(model_patch, "subclass", failing)
     model = tiny_model("llama")
     before = state(model)
     with pytest.raises(RuntimeError, match="injected"):

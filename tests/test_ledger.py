@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_kernel_patch.ledger import MISSING, Attribute, ClassOf, Item, Ledger
+from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item, Ledger
 
 
 class Base:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.places import locate
+from hf_kernel_patch.patching.lookup import locate
 from tests.tiny import (
     ARCHITECTURES,
     ROWS,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import activation
+from hf_kernel_patch.patching import global_patch
 from tests.probes import (
     LAYERS,
     MOE,
@@ -127,12 +127,12 @@ def test_build_patch_build(before: dict[str, Any]) -> None:
 
 def test_a_second_equal_call_does_nothing(before: dict[str, Any]) -> None:
     first = hf_kernel_patch.patch_transformers((NORM, ROPE), models="llama")
-    once, entries = places(), dict(activation.ledger._stacks)
+    once, entries = places(), dict(global_patch.ledger._stacks)
     second = hf_kernel_patch.patch_transformers(f"{NORM}, {ROPE}", models=["llama"], strict=False)
     assert second.rows is first.rows
     assert changed(once) == set()
-    assert len(activation.active) == 1
-    assert activation.ledger._stacks == entries
+    assert len(global_patch.active) == 1
+    assert global_patch.ledger._stacks == entries
     assert all(len(stack) == 1 for stack in entries.values())
     hf_kernel_patch.unpatch()
 

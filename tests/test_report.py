@@ -11,7 +11,7 @@ import pytest
 
 import hf_kernel_patch
 from hf_kernel_patch import PatchReport, Row
-from hf_kernel_patch.report import PATCHED, PENDING, SHADOWED, SKIPPED
+from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED
 from tests.probes import LAYERS, NORM, ROPE, handed_back, llama, logits, served
 from tests.tiny import tiny_model
 

@@ -20,7 +20,8 @@ def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
     """Run the command line as a program that finds the package in no other way than its own."""
     found = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
     path = os.pathsep.join([variables.pop("PYTHONPATH", ""), *found]).strip(os.pathsep)
-    main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from hf_kernel_patch.cli import main"
+    first = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    main = f"{first}; from hf_kernel_patch.cli.commands import main"
     return subprocess.run(
         [sys.executable, "-c", f"{main}; main()", *arguments],
         env={**os.environ, "PYTHONPATH": path, **variables},

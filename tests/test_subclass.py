@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
-from hf_kernel_patch.subclass import rebound
+from hf_kernel_patch.patching.subclass import rebound
 from tests.probes import logits, run_python, served
 from tests.scope import LAYERS, NORM, ROPE, build, close, kinds, needs_pickle, same, state
 from tests.tiny import (

@@ -10,9 +10,9 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from hf_kernel_patch.forms import forms
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.places import exists_here
+from hf_kernel_patch.patching.lookup import exists_here
+from hf_kernel_patch.recognition import forms
 
 TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
 #: Those that the installed transformers has.

@@ -32,7 +32,7 @@ def register_model(architecture: Architecture) -> Architecture:
     Patches that are in force for "all" models, or for this name, do not change; patch again.
     Raises TypeError for something else than an Architecture and ValueError for an unknown form.
     """
-    from hf_kernel_patch.forms import forms
+    from hf_kernel_patch.recognition import forms
 
     if not isinstance(architecture, Architecture):
         raise TypeError(f"register_model takes an Architecture, not {architecture!r}")

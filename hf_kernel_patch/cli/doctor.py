@@ -1,0 +1,125 @@
+"""What is installed here, what it lets us patch, and who else has patched it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+from hf_kernel_patch import devices, models
+from hf_kernel_patch.cli.preview import import_modelling
+from hf_kernel_patch.models import Target
+from hf_kernel_patch.patching.lookup import describe, exists_here, locate, original_of
+from hf_kernel_patch.recognition import forms
+from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.version import __version__
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "torch-npu",
+    "transformers",
+    "wrapt",
+    "kernels",
+    "liger-kernel",
+    "peft",
+    "accelerate",
+)
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices, every row of every table, and foreign patches, as plain data."""
+    tables = rows()
+    return {
+        "versions": versions(),
+        "devices": found_devices(),
+        "tables": tables,
+        "foreign": [
+            {"site": row["site"], "by": row["foreign"], "effect": row["reason"] or "looked through"}
+            for row in tables
+            if row["foreign"]
+        ],
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Package -> installed version, or None."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "hf-kernel-patch": __version__,
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def found_devices() -> list[dict[str, Any]]:
+    """Every device usable here; the accelerator that "auto" looks at is ``current``."""
+    import torch
+
+    current = devices.current()
+    found = [{"device": "cpu", "name": f"{torch.get_num_threads()} threads"}]
+    if current != "cpu":
+        module = torch.get_device_module(current)
+        describe_one = getattr(module, "get_device_name", lambda index: current)
+        found += [
+            {"device": f"{current}:{index}", "name": describe_one(index)}
+            for index in range(module.device_count())
+        ]
+    return [{**one, "current": one["device"].partition(":")[0] == current} for one in found]
+
+
+def rows() -> list[dict[str, Any]]:
+    """One entry for each target that the installed transformers should have and an op serves.
+
+    ``reason`` says why it would be skipped, or is None; ``foreign`` names the code of another
+    package that stands there, or is None.
+    """
+    broken = import_modelling(models.architectures())
+    return [
+        {
+            "architecture": architecture.name,
+            "site": target.site,
+            "form": target.form,
+            **(
+                {"reason": broken[architecture.name], "foreign": None}
+                if target.module not in sys.modules
+                else _check(target)
+            ),
+        }
+        for architecture in models.architectures().values()
+        for target in architecture.targets
+        if exists_here(target) and not forms()[target.form].unserved
+    ]
+
+
+def _check(target: Target) -> dict[str, str | None]:
+    found = locate(target)
+    if isinstance(found, str):
+        return {"reason": found, "foreign": None}
+    owner, _, value = found
+    original = original_of(value)
+    adapter = forms()[target.form].adapter_for(original, owner)
+    return {
+        "reason": adapter if isinstance(adapter, str) else None,
+        "foreign": foreign(original, target.module.partition(".")[0]),
+    }
+
+
+def foreign(value: Any, package: str) -> str | None:
+    """What of another package stands at a place of ``package``, outermost or inside wrappers."""
+    for layer in (value, innermost(value)):
+        module = getattr(layer, "__globals__", {}).get("__name__") or type(layer).__module__
+        top = module.partition(".")[0]
+        # transformers' own use of contextlib is nobody's patch.
+        if top != package and top not in sys.stdlib_module_names:
+            return describe(layer) if layer is not value else f"{_name(value)} of {module}"
+    return None
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or type(value).__qualname__

@@ -1,0 +1,68 @@
+"""What the settings of now would patch in the installed transformers, found by doing it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from hf_kernel_patch import models, settings
+from hf_kernel_patch.api import patched
+from hf_kernel_patch.errors import KernelPatchWarning, unknown
+from hf_kernel_patch.patching.report import SKIPPED, PatchReport
+
+
+def preview(target: str | None = None) -> PatchReport:
+    """The report of ``patch_transformers()`` in this environment; nothing stays patched.
+
+    Args:
+        target: a directory with a model's config.json, or an architecture; all by default.
+
+    Raises:
+        ValueError: no such architecture, with the near matches, or a variable cannot be read.
+        FileNotFoundError: the directory holds no config.json.
+    """
+    chosen = [architecture.name for architecture in models.select(settings.resolve().models)]
+    if target is not None:
+        name = architecture_of(target)
+        if name not in chosen:
+            return PatchReport(note=f"HF_KERNEL_PATCH_MODELS leaves {name} out")
+        chosen = [name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KernelPatchWarning)  # the rows say the same
+        with patched(models=chosen, strict=False) as report:
+            broken = import_modelling(chosen)
+    for row in report.pending:
+        row.outcome, row.reason = SKIPPED, broken[row.architecture]
+    return report
+
+
+def architecture_of(target: str) -> str:
+    """The name of the table for a model's directory or a model type."""
+    known = models.architectures()
+    if target in known:
+        return target
+    if not Path(target).is_dir():
+        raise unknown("model type or directory", target, known)
+    config = Path(target, "config.json")
+    try:
+        name = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} names no model_type: {error!r}") from None
+    found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
+    if found is None:
+        raise unknown(f"model type (of {config})", name, known)
+    return found
+
+
+def import_modelling(names: Iterable[str]) -> dict[str, str]:
+    """Import the modelling modules of architectures; name -> reason of those that fail."""
+    broken = {}
+    for name in names:
+        try:
+            importlib.import_module(models.architectures()[name].module)
+        except Exception as error:  # transformers may lack the model, or fail on what it needs
+            broken[name] = f"{type(error).__name__}: {error}"
+    return broken

@@ -1,0 +1,48 @@
+"""How the commands print: tables drawn by rich in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hf_kernel_patch.patching.report import PatchReport
+
+
+def print_json(value: Any) -> None:
+    """Plain data as JSON."""
+    print(json.dumps(value, indent=2))
+
+
+def print_report(report: PatchReport) -> None:
+    """A report, as its table or its text."""
+    console = _console()
+    if console.is_terminal:
+        console.print(report)
+    else:
+        print(report)
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows of cells under the names of their columns."""
+    console = _console()
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(names, *rows)]
+        for row in (names, *rows):
+            print("  ".join(cell.ljust(n) for cell, n in zip(row, widths)).rstrip())
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,131 @@
+"""Finding in the running process what the tables name, and what stands in its place."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Collection, Container, Iterable
+from functools import cache
+from types import MethodType
+from typing import Any
+
+from hf_kernel_patch.models import Target
+from hf_kernel_patch.recognition.site import site_of
+from hf_kernel_patch.recognition.source import innermost
+
+
+def exists_here(target: Target) -> bool:
+    """Whether the installed transformers is one that has the target."""
+    return not target.transformers or _version_is(target.transformers)
+
+
+@cache
+def _version_is(wanted: str) -> bool:
+    from importlib.metadata import version
+
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
+
+
+def locate(target: Target) -> tuple[Any, str, Any] | str:
+    """(owner, attribute, value) of an imported target, or the reason why it is not there."""
+    owner: Any = sys.modules[target.module]
+    *path, name = target.qualname.split(".")
+    for part in path:
+        if not hasattr(owner, part):
+            return f"{target.module} has no {part}"
+        owner = getattr(owner, part)
+    if not hasattr(owner, name):
+        return f"{target.module} has no {target.qualname}"
+    return owner, name, getattr(owner, name)
+
+
+def original_of(value: Any) -> Any:
+    """What was there before a replacement, or a rebound copy, of ours."""
+    if (site := site_of(value)) is not None:
+        return original_of(site.original)
+    copy, of = getattr(value, "__hf_kernel_patch_copy__", (None, None))
+    return original_of(of) if copy is not None and copy is value else value
+
+
+def globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
+    """(module, name, value) of every global of an imported module whose id is wanted."""
+    return [
+        (module, name, value)
+        for module in list(sys.modules.values())
+        if isinstance(names := getattr(module, "__dict__", None), dict)
+        for name, value in list(names.items())
+        if id(value) in wanted
+    ]
+
+
+def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[Any, str, Any]]:
+    """(instance, name, value) of every forward that an instance owns itself.
+
+    Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The
+    names are "forward" and "_old_forward", where accelerate's hooks keep what they wrap.
+    """
+    kinds: set[type] = set()
+    todo = list(classes)
+    while todo:
+        kind = todo.pop()
+        if kind not in kinds and getattr(kind, "forward", None) in forwards:
+            kinds.add(kind)
+            todo += kind.__subclasses__()
+    return [
+        (instance, name, vars(instance)[name])
+        for instance in (gc.get_referrers(*kinds) if kinds else ())
+        if type(instance) in kinds
+        for name in ("forward", "_old_forward")
+        if name in vars(instance)
+    ]
+
+
+def wrapping_subclasses(owner: type, name: str) -> list[type]:
+    """Subclasses whose own function is the owner's in another wrapper of transformers.
+
+    It wraps the forward of every class of layers that is made, such as those of FSDP2.
+    """
+    inner = innermost(original_of(getattr(owner, name)))
+    return [
+        kind
+        for kind in _subclasses(owner)
+        if name in vars(kind) and innermost(original_of(vars(kind)[name])) is inner
+    ]
+
+
+def _subclasses(kind: type) -> list[type]:
+    """All subclasses, theirs too; not the classes that one model of ours has taken."""
+    known: list[type] = type.__subclasses__(kind)
+    children = [child for child in known if not _made_by_us(child)]
+    return children + [found for child in children for found in _subclasses(child)]
+
+
+def _made_by_us(kind: type) -> bool:
+    return "__hf_kernel_patch_application__" in vars(kind)
+
+
+def owner_of(instance: Any, classes: Container[type]) -> type:
+    return next(kind for kind in type(instance).__mro__ if kind in classes)
+
+
+def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:
+    """Whether the value is the class's own forward, only bound to the instance."""
+    return (
+        isinstance(value, MethodType)
+        and value.__self__ is instance
+        and original_of(value.__func__) is original
+    )
+
+
+def describe(value: Any) -> str:
+    """Where a function comes from, for a message."""
+    function = innermost(getattr(value, "__func__", getattr(value, "func", value)))
+    module = getattr(function, "__globals__", {}).get("__name__") or type(value).__module__
+    return f"{getattr(function, '__qualname__', type(value).__name__)} of {module}"
+
+
+def is_imported(module: str) -> bool:
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return module in sys.modules and not getattr(spec, "_initializing", False)

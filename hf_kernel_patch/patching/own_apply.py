@@ -1,0 +1,62 @@
+"""What a kernel's own ``apply`` does to a model, recorded so that it can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hf_kernel_patch.models import Target
+from hf_kernel_patch.patching.global_patch import ledger
+from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item
+from hf_kernel_patch.patching.model_patch import Application, applications, require_model
+from hf_kernel_patch.patching.report import PATCHED, Row
+from hf_kernel_patch.registry import BaseKernel
+
+
+@contextmanager
+def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
+    """Make what a kernel's own ``apply`` does to a model reversible, and undo it if it raises."""
+    require_model(model)
+    with ledger.lock:
+        before = [(module, type(module), _contents(module)) for module in model.modules()]
+        application = Application({kernel.op or kernel.kernel_id: kernel}, explicit=True)
+        try:
+            yield
+        except BaseException:
+            _record(application, before)
+            application.release()
+            raise
+        _record(application, before)
+        if application.entries:
+            applications.append(application)
+            site = Target("", f"{type(model).__name__} (by its own apply)", "")
+            application.rows[site] = Row(
+                type(model).__name__,
+                site.qualname,
+                kernel.op,
+                kernel.kernel_id,
+                PATCHED,
+                scope="model",
+                instances=len({id(ref()) for ref, _ in application.entries}),
+            )
+
+
+def _contents(module: Any) -> list[tuple[Any, dict[Any, Any]]]:
+    """The module's own mappings (attributes, parameters, children, hooks), each with a copy."""
+    own = vars(module)
+    return [(held, dict(held)) for held in (own, *own.values()) if isinstance(held, dict)]
+
+
+def _record(application: Application, before: list[tuple[Any, type, Any]]) -> None:
+    """Enter every change since ``before``."""
+    for module, kind, contents in before:
+        if type(module) is not kind:
+            application.record(ClassOf(module), module, kind)
+        for mapping, old in contents:
+            for name in [*mapping, *(name for name in old if name not in mapping)]:
+                was = old.get(name, MISSING)
+                if mapping.get(name, MISSING) is not was:
+                    own = mapping is vars(module)
+                    slot = Attribute(module, name) if own else Item(mapping, name, old)
+                    application.record(slot, module, was)

@@ -1,0 +1,160 @@
+"""What was considered and what became of it: rows, as text, as a rich table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_kernel_patch.recognition.site import REPLAYED, SERVED
+
+PATCHED = "patched"  #: in force
+PENDING = "pending"  #: will be, when the module is imported
+SKIPPED = "skipped"  #: not, for the reason given
+SHADOWED = "shadowed"  #: in force on the class, but some instances own a forward and bypass it
+
+
+@dataclass
+class Row:
+    """One target and its outcome.
+
+    ``calls`` counts what happened to the calls while counting is switched on: "served", "served by
+    CUDA graphs", "served without CUDA graphs: ..." (beside "served"), or the reason for handing
+    back.
+    """
+
+    architecture: str
+    site: str
+    op: str
+    kernel: str
+    outcome: str
+    reason: str = ""
+    scope: str = "global"
+    instances: int | None = None
+    calls: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def served(self) -> int:
+        """Calls that the kernel served, while they were counted."""
+        return self.calls[SERVED] + self.calls[REPLAYED]
+
+    @property
+    def handed_back(self) -> dict[str, int]:
+        """Reason -> calls that went to the original, while they were counted."""
+        return {
+            reason: count for reason, count in self.calls.items() if not reason.startswith("served")
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "architecture": self.architecture,
+            "site": self.site,
+            "op": self.op,
+            "kernel": self.kernel,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "scope": self.scope,
+            "instances": self.instances,
+            "served": self.served,
+            "handed_back": self.handed_back,
+            "graphs": {key: n for key, n in self.calls.items() if "CUDA graphs" in key},
+        }
+
+
+class PatchReport:
+    """The rows of one patch or of several, alive: a pending row turns when its module comes."""
+
+    def __init__(self, rows: Iterable[Row] = (), note: str = ""):
+        self.rows = rows if isinstance(rows, list) else list(rows)
+        #: Why nothing was considered, where nothing was.
+        self.note = note
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_outcome(self, *outcomes: str) -> list[Row]:
+        """The rows that ended in one of the outcomes."""
+        return [row for row in self.rows if row.outcome in outcomes]
+
+    @property
+    def patched(self) -> list[Row]:
+        """The rows that are in force."""
+        return self.with_outcome(PATCHED, SHADOWED)
+
+    @property
+    def skipped(self) -> list[Row]:
+        """The rows that are not, each with its reason."""
+        return self.with_outcome(SKIPPED)
+
+    @property
+    def pending(self) -> list[Row]:
+        """The rows whose module is not imported yet."""
+        return self.with_outcome(PENDING)
+
+    def summary(self) -> str:
+        """One line."""
+        if not self.rows:
+            return f"nothing patched{': ' + self.note if self.note else ''}"
+        counts = Counter(row.outcome for row in self.rows)
+        kernels = ", ".join(dict.fromkeys(row.kernel for row in self.rows if row.kernel))
+        counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        return f"{counted}; kernels: {kernels or 'none'}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "summary": self.summary(),
+            "note": self.note,
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """All of it as JSON."""
+        return json.dumps(self.as_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        waiting: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.outcome == PENDING:
+                waiting.setdefault(row.architecture, []).append(row.op)
+                continue
+            lines.append(f"  {row.outcome:9}{row.site} -> {row.kernel}{_details(row)}")
+        for architecture, ops in waiting.items():
+            lines.append(f"  {PENDING:9}{architecture}, when it is imported: {', '.join(ops)}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<PatchReport: {self.summary()}>"
+
+    def __rich__(self) -> Any:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(self.summary()), title_justify="left")
+        for name in ("outcome", "site", "kernel", "details"):
+            table.add_column(name, overflow="fold")
+        colours = {PATCHED: "green", PENDING: "cyan", SKIPPED: "yellow", SHADOWED: "yellow"}
+        for row in self.rows:
+            site = row.site.removeprefix("transformers.models.")
+            colour = colours.get(row.outcome, "")
+            outcome = f"[{colour}]{row.outcome}[/]" if colour else row.outcome
+            details = escape(_details(row).removeprefix(": "))
+            table.add_row(outcome, escape(site), escape(row.kernel), details)
+        return table
+
+
+def _details(row: Row) -> str:
+    parts = [row.reason] if row.reason else []
+    if row.instances is not None:
+        parts.append(f"{row.instances} modules of one model")
+    if row.calls:
+        parts.append(f"{row.served} calls served")
+        parts += [f"{count} handed back ({why})" for why, count in row.handed_back.items()]
+    return f": {'; '.join(parts)}" if parts else ""

@@ -1,0 +1,124 @@
+"""The stacked experts of transformers 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hf_kernel_patch.recognition.form import Form, register_form
+from hf_kernel_patch.recognition.modules import activation_of
+from hf_kernel_patch.recognition.site import Site
+
+# Since 5.18 the one-hot has a row more, for the index that expert parallelism gives to tokens of
+# other ranks; before, only the grouped products of transformers knew that index.
+_STACKED = """
+def forward(self, hidden_states, top_k_index, top_k_weights):
+    final_hidden_states = torch.zeros_like(hidden_states)
+    with torch.no_grad():
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes={classes})
+        expert_mask = expert_mask.permute(2, 1, 0)
+        expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
+    for expert_idx in expert_hit:
+        expert_idx = expert_idx[0]
+        if expert_idx == self.num_experts:
+            continue
+        top_k_pos, token_idx = torch.where(expert_mask[expert_idx])
+        current_state = hidden_states[token_idx]
+        gate, up = nn.functional.linear(
+            current_state, self.gate_up_proj[expert_idx]
+        ).chunk(2, dim=-1)
+        current_hidden_states = self.act_fn(gate) * up
+        current_hidden_states = nn.functional.linear(
+            current_hidden_states, self.down_proj[expert_idx]
+        )
+        current_hidden_states = (
+            current_hidden_states * top_k_weights[token_idx, top_k_pos, None]
+        )
+        final_hidden_states.index_add_(
+            0, token_idx, current_hidden_states.to(final_hidden_states.dtype)
+        )
+    return final_hidden_states
+"""
+
+
+def _stacked(site: Site) -> Callable[..., Any]:
+    original, moe = site.original, site.op
+
+    def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+        tensors = hidden_states, top_k_index, top_k_weights
+        asked = "" if site.explicit else _asked_for(self)
+        arguments, why_not = arguments_of(self, tensors, asked)
+        if site.declines(*arguments, unless=why_not):
+            return original(self, *tensors)
+        return moe(*arguments)
+
+    return forward
+
+
+def arguments_of(
+    experts: Any, tensors: tuple[Any, ...], why_not: str | None
+) -> tuple[tuple[Any, ...], str | None]:
+    """The op's arguments for stacked experts, and why these are not the plain ones, or None.
+
+    Nothing is read of experts that are not for us, for whatever reason.
+    """
+    why_not = why_not or _why_not_plain(experts)
+    if why_not:
+        return (), why_not
+    activation, why_not = activation_of(getattr(experts, "act_fn", None))
+    return (*tensors, experts.gate_up_proj, experts.down_proj, activation), why_not
+
+
+def _asked_for(experts: Any) -> str:
+    """Whose experts the user has asked for, where they are neither the default's nor ours."""
+    asked = getattr(getattr(experts, "config", None), "_experts_implementation", None)
+    if asked in (None, "grouped_mm", NAME):
+        return ""
+    return f"experts_implementation={asked!r} was asked for"
+
+
+def _why_not_plain(experts: Any) -> str | None:
+    """Why these stacked experts are not the plain ones."""
+    for name, plain in _PLAIN_LAYOUT.items():
+        if getattr(experts, name, plain) != plain:
+            return f"experts with {name}={not plain}"
+    gate = vars(experts).get("_apply_gate") or getattr(type(experts), "_apply_gate", None)
+    if gate is not None:
+        from transformers.integrations import moe
+
+        if gate is not getattr(moe, "_default_apply_gate", None):
+            return "experts with an _apply_gate of their own"
+    return None
+
+
+#: The name of ours among the implementations that transformers knows.
+NAME = "hf_kernel_patch"
+# Instance attributes of transformers 5 that describe the layout, with the values of this form.
+_PLAIN_LAYOUT = {
+    "is_transposed": False,
+    "has_bias": False,
+    "has_gate": True,
+    "is_concatenated": True,
+    "has_post_expert_norm": False,
+}
+
+
+register_form(
+    Form(
+        "moe.stacked",
+        "moe",
+        {
+            _STACKED.format(classes=n): _stacked
+            for n in ("self.num_experts", "self.num_experts + 1")
+        },
+        leaves=_asked_for,
+    )
+)
+register_form(
+    Form(
+        "moe.interleaved",
+        "moe",
+        {},
+        unserved="no kernel computes experts that are interleaved, transposed and biased",
+    )
+)

@@ -1,0 +1,175 @@
+"""RMSNorm as the model families write it: three orders of casting and multiplying, and gated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from hf_kernel_patch.recognition.form import Adapter, Form, register_form
+from hf_kernel_patch.recognition.modules import touched
+from hf_kernel_patch.recognition.site import Site
+
+_BODY = """
+def forward(self, hidden_states):
+    input_dtype = hidden_states.dtype
+    hidden_states = hidden_states.to(torch.float32)
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+    return {scaled}
+"""
+LLAMA = _BODY.format(scaled="self.weight * hidden_states.to(input_dtype)")
+OLMO2 = _BODY.format(scaled="(self.weight * hidden_states).to(input_dtype)")
+_GATED = """
+def forward(self, hidden_states, {gate}):
+    input_dtype = hidden_states.dtype
+    hidden_states = hidden_states.to(torch.float32)
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+    hidden_states = self.weight * hidden_states.to(input_dtype)
+    hidden_states = hidden_states * {silu}(gate.to(torch.float32))
+    return hidden_states.to(input_dtype)
+"""
+GATED = _GATED.format(gate="gate=None", silu="F.silu")
+GATED_BY_NAME = _GATED.format(gate="gate", silu="ACT2FN[self.activation]")
+GEMMA = """
+def forward(self, x):
+    output = self._norm(x.float())
+    output = output * (1.0 + self.weight.float())
+    return output.type_as(x)
+"""
+GEMMA_NORM = """
+def _norm(self, x):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+"""
+
+
+class Norm(NamedTuple):
+    """What a text computes: the attribute that holds eps, and the op's options."""
+
+    eps: str
+    offset: float
+    cast_first: bool
+
+
+_NORMS = {
+    LLAMA: Norm("variance_epsilon", 0.0, True),
+    OLMO2: Norm("variance_epsilon", 0.0, False),
+    GEMMA: Norm("eps", 1.0, False),
+}
+
+
+def _adapter(text: str) -> Adapter:
+    eps_name, offset, cast_first = _NORMS[text]
+
+    def adapter(site: Site) -> Callable[..., Any]:
+        original, rms_norm = site.original, site.op
+
+        def forward(self: Any, hidden_states: Any) -> Any:
+            weight, eps = self.weight, getattr(self, eps_name)
+            if site.declines(hidden_states, weight, eps, offset, cast_first):
+                return original(self, hidden_states)
+            return rms_norm(hidden_states, weight, eps, offset, cast_first)
+
+        def forward_x(self: Any, x: Any) -> Any:
+            return forward(self, x)
+
+        return forward_x if text is GEMMA else forward
+
+    return adapter
+
+
+FORMS = {
+    name: register_form(Form(name, "rms_norm", {text: _adapter(text)}, helpers))
+    for name, text, helpers in (
+        ("rms_norm.llama", LLAMA, {}),
+        ("rms_norm.olmo2", OLMO2, {}),
+        ("rms_norm.gemma", GEMMA, {"self._norm": GEMMA_NORM}),
+    )
+}
+_seen: WeakKeyDictionary[type, tuple[Any, Norm | None]] = WeakKeyDictionary()
+
+
+def _gated(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
+        return serve(self, hidden_states, gate, None if gate is not None else "there is no gate")
+
+    return forward
+
+
+def _gated_by_name(site: Site) -> Callable[..., Any]:
+    serve = _gate(site)
+
+    def forward(self: Any, hidden_states: Any, gate: Any) -> Any:
+        name = self.activation
+        why_not = None if name == "silu" else f"the gate's activation is {name}, not silu"
+        return serve(self, hidden_states, gate, why_not)
+
+    return forward
+
+
+def _gate(site: Site) -> Callable[..., Any]:
+    """(norm, hidden states, gate, why the op may not serve them) -> the gated norm."""
+    original, rms_norm = site.original, site.op
+    missing = None
+    if not all(_takes_six(function) for function in (rms_norm, site.kernel.refuse)):
+        missing = f"{site.kernel.kernel_id} takes no gate"
+
+    def serve(self: Any, hidden_states: Any, gate: Any, why_not: str | None) -> Any:
+        arguments = hidden_states, self.weight, self.variance_epsilon, 0.0, True, gate
+        if site.declines(*arguments, unless=missing or why_not):
+            return original(self, hidden_states, gate)
+        return rms_norm(*arguments)
+
+    return serve
+
+
+def _takes_six(function: Callable[..., Any]) -> bool:
+    """Whether a kernel written by somebody else knows the last of the op's arguments, the gate."""
+    try:
+        inspect.signature(function).bind(*range(6))
+    except TypeError:
+        return False
+    except ValueError:  # it does not say what it takes
+        return True
+    return True
+
+
+register_form(Form("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
+
+
+def norm_of(kind: type) -> Norm | None:
+    """What a class of norms computes, patched by us or not; None where its code is no known one."""
+    forward = getattr(kind, "forward", None)
+    seen = _seen.get(kind)
+    if seen is None or seen[0] is not forward:
+        matching = (form for form in FORMS.values() if callable(form.adapter_for(forward, kind)))
+        form = next(matching, None)
+        seen = _seen[kind] = forward, _NORMS[next(iter(form.variants))] if form else None
+    return seen[1]
+
+
+def norms_in(modeling: Any) -> dict[type, Norm]:
+    """The classes of a modelling module whose code is a norm of a known form."""
+    kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
+    return {kind: norm for kind in kinds if (norm := norm_of(kind)) is not None}
+
+
+def norm_arguments(
+    module: Any, known: dict[type, Norm]
+) -> tuple[tuple[Any, float, float, bool], str | None]:
+    """(weight, eps, offset, cast_first) of a norm that another form spans, or why it cannot be.
+
+    torch.compile, which cannot read sources, looks the class up among the ``known``.
+    """
+    import torch
+
+    kind = type(module)
+    norm = known.get(kind) if torch.compiler.is_compiling() else norm_of(kind)
+    if norm is None:
+        return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known form"
+    why_not = "a hook on the norm needs the original" if touched(module) else None
+    return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not
