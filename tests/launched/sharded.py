@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -110,7 +111,23 @@ def main() -> None:
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(found, file)
+    leave()
+
+
+def leave() -> None:
+    """End the process when both have got here, without taking the interpreter down.
+
+    One of gloo's threads may still hold the last collective's tensors, and to let go of them it
+    takes the interpreter's lock: if the interpreter is going down by then, it aborts. Destroying
+    the group would wait for the threads, but caches of DTensor's keep the group alive. Without the
+    barrier the other might be in its last collective yet. A process that raises does not get here;
+    the launcher ends the other.
+    """
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
