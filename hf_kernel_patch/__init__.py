@@ -1,5 +1,6 @@
 """Fused kernels for Hugging Face models, put in place of the originals and taken back exactly."""
 
+import warnings
 from typing import Any
 
 from hf_kernel_patch import settings
@@ -23,7 +24,8 @@ from hf_kernel_patch.errors import (
 )
 from hf_kernel_patch.models import Architecture, register_model
 from hf_kernel_patch.patching.report import PatchReport, Row
-from hf_kernel_patch.recognition import Form, experts_interface, register_form
+from hf_kernel_patch.recognition import Leaf, Rule, experts_interface
+from hf_kernel_patch.recognition import register as register_code
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 from hf_kernel_patch.settings import load_kernel_config
 from hf_kernel_patch.version import __version__
@@ -32,13 +34,14 @@ __all__ = [
     "Architecture",
     "BaseKernel",
     "ForeignPatchError",
-    "Form",
     "KernelPatchCallback",
     "KernelPatchError",
     "KernelPatchWarning",
     "KernelUnavailableError",
+    "Leaf",
     "PatchReport",
     "Row",
+    "Rule",
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
@@ -49,12 +52,15 @@ __all__ = [
     "load_kernel_config",
     "patch_transformers",
     "patched",
-    "register_form",
+    "register_code",
     "register_kernel",
     "register_model",
     "status",
     "unpatch",
 ]
+
+#: Names of the last release -> what took their place.
+_OLD: dict[str, Any] = {"Form": Leaf, "register_form": register_code}
 
 experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
@@ -69,4 +75,8 @@ def __getattr__(name: str) -> Any:
         from hf_kernel_patch.trainer import callback_class
 
         return callback_class()
+    if name in _OLD:
+        old, new = name, _OLD[name]
+        warnings.warn(f"{old} is old: use {new.__name__}", DeprecationWarning, stacklevel=2)
+        return new
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import unknown
 from hf_kernel_patch.patching import global_patch, model_patch
-from hf_kernel_patch.patching.global_patch import Activation, ledger, raise_if_blocked
+from hf_kernel_patch.patching.global_patch import Activation, raise_if_blocked
 from hf_kernel_patch.patching.own_apply import recorded
+from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.settings import UNSET, Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -34,7 +35,10 @@ class BaseKernel:
     function: ClassVar[str | Callable[..., Any]] = ""
     #: Options that users may set, with their defaults.
     options: ClassVar[Mapping[str, Any]] = {}
-    #: Forms of an op of your own (see docs/kernels.md); the ops here have theirs in ``forms/``.
+    #: Leaves and rules of an op of your own (see docs/kernels.md); those of the ops here are in
+    #: ``recognition/``.
+    code: ClassVar[tuple[Any, ...]] = ()
+    #: The old name of ``code``.
     forms: ClassVar[tuple[Any, ...]] = ()
 
     @classmethod
@@ -96,10 +100,14 @@ def register_kernel(cls: K) -> K:
         raise ValueError(f"kernel id {cls.kernel_id!r} is taken by {holder.__module__}")
     _kernels[cls.kernel_id] = cls
     if cls.forms:
-        from hf_kernel_patch.recognition import register_form
+        warnings.warn(
+            f"{cls.__qualname__}.forms is old: write code", DeprecationWarning, stacklevel=2
+        )
+    if found := (*cls.code, *cls.forms):
+        from hf_kernel_patch.recognition import register
 
-        for form in cls.forms:
-            register_form(form)
+        for one in found:
+            register(one)
     return cls
 
 

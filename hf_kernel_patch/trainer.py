@@ -45,7 +45,7 @@ def callback_class() -> type:
 
         def _apply(self, model: Any) -> None:
             mine = {id(module) for module in model.modules()}
-            held = (ref() for one in self._applied for ref, _ in one.entries)
+            held = (module for one in self._applied for module in one.holds())
             if any(id(module) in mine for module in held):
                 return
             before = list(model_patch.applications)

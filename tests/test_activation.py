@@ -199,8 +199,14 @@ def wrong_tables() -> Iterator[None]:
     tables = {
         "gone": {"LlamaNorm.forward": "rms_norm.llama"},
         "gone_too": {"LlamaRMSNorm.run": "rms_norm.llama"},
-        "other": {"LlamaRMSNorm.forward": "rms_norm.gemma", "LlamaMLP.forward": "swiglu.halves"},
-        "half": {"LlamaRMSNorm.forward": "rms_norm.llama", "LlamaMLP.forward": "swiglu.halves"},
+        "other": {
+            "LlamaRMSNorm.forward": "rms_norm.gemma",
+            "LlamaAttention.forward": "gated_product",
+        },
+        "half": {
+            "LlamaRMSNorm.forward": "rms_norm.llama",
+            "LlamaAttention.forward": "gated_product",
+        },
     }
     for name, rows in tables.items():
         hf_kernel_patch.register_model(Architecture(name, rows, module=module))
@@ -214,8 +220,8 @@ def wrong_tables() -> Iterator[None]:
     [
         ("gone", "modeling_llama has no LlamaNorm"),
         ("gone_too", r"modeling_llama has no LlamaRMSNorm\.run"),
-        ("other", r"modeling_llama has other code than the form rms_norm\.gemma"),
-        ("half", r"modeling_llama has other code than the form swiglu\.halves"),
+        ("other", r"modeling_llama has other code than the leaf rms_norm\.gemma"),
+        ("half", "modeling_llama: no code that the rule gated_product knows"),
     ],
 )
 def test_a_target_that_does_not_match_is_never_patched(

@@ -135,7 +135,9 @@ def test_the_environment_disables_later_imports_too(monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def wrong_table() -> Iterator[str]:
     """A table that is right about the norm and wrong about the MLP."""
-    rows = {"SmolLM3RMSNorm.forward": "rms_norm.llama", "SmolLM3MLP.forward": "swiglu.halves"}
+    rows = {"SmolLM3RMSNorm.forward": "rms_norm.llama"} | {
+        "SmolLM3Attention.forward": "gated_product",
+    }
     module = architectures()[NAME].module
     hf_kernel_patch.register_model(Architecture("wrong", rows, module=module))
     yield "wrong"
@@ -144,10 +146,10 @@ def wrong_table() -> Iterator[str]:
 
 def test_a_target_that_does_not_match_is_skipped_when_it_is_imported(wrong_table: str) -> None:
     report = hf_kernel_patch.patch_transformers((NORM, SWIGLU), models=wrong_table)
-    with pytest.warns(KernelPatchWarning, match=r"SmolLM3MLP\.forward is not patched"):
+    with pytest.warns(KernelPatchWarning, match=r"SmolLM3Attention\.forward is not patched"):
         module = modelling(NAME)
     assert [row.outcome for row in report] == ["patched", "skipped"]
-    assert "has other code" in report.rows[1].reason
+    assert "no code that the rule" in report.rows[1].reason
     assert (is_ours(module, PLACES[0]), is_ours(module, PLACES[2])) == (True, False)
     hf_kernel_patch.unpatch()
 
@@ -155,7 +157,7 @@ def test_a_target_that_does_not_match_is_skipped_when_it_is_imported(wrong_table
 def test_a_target_that_does_not_match_raises_at_the_import_when_strict(wrong_table: str) -> None:
     report = hf_kernel_patch.patch_transformers((NORM, SWIGLU), models=wrong_table, strict=True)
     for _ in range(2):  # importing again is no way around it
-        with pytest.raises(KernelPatchError, match=r"SmolLM3MLP\.forward is not patched"):
+        with pytest.raises(KernelPatchError, match=r"SmolLM3Attention\.forward is not patched"):
             modelling(NAME)
         assert architectures()[NAME].module not in sys.modules
         assert not report.patched
@@ -169,7 +171,7 @@ def test_an_import_that_one_patch_refuses_is_patched_by_none(wrong_table: str) -
     with hf_kernel_patch.patched(ROPE, models=NAME) as before:
         hf_kernel_patch.patch_transformers((NORM, SWIGLU), models=wrong_table, strict=True)
         with hf_kernel_patch.patched(NORM, models=NAME) as after:
-            with pytest.raises(KernelPatchError, match=r"SmolLM3MLP\.forward is not patched"):
+            with pytest.raises(KernelPatchError, match=r"SmolLM3Attention\.forward is not patched"):
                 modelling(NAME)
             assert [row.outcome for row in (*before, *after)] == ["pending"] * 2
         hf_kernel_patch.patch_transformers(None)

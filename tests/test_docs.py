@@ -18,7 +18,7 @@ import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.recognition import forms
+from hf_kernel_patch.recognition import known
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -96,9 +96,11 @@ def test_readme_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -
     assert CliRunner().invoke(app, command.split()[3:]).stdout == output
 
 
-def test_forms_are_all_listed() -> None:
-    listed = {name.strip("`"): op.strip("`") for name, op, _ in table("architectures.md", "form")}
-    assert listed == {form.name: form.op for form in forms().values()}
+def test_leaves_and_rules_are_all_listed() -> None:
+    listed = {
+        name.strip("`"): op.strip("`") for name, op, _ in table("architectures.md", "leaf or rule")
+    }
+    assert listed == {code.name: code.op for code in known().values()}
 
 
 def test_ops_are_all_listed_with_their_arguments() -> None:
@@ -113,7 +115,7 @@ def test_ops_are_all_listed_with_their_arguments() -> None:
 def test_readme_names_every_architecture_and_every_op_that_replaces_code() -> None:
     rows = [[cell.strip("`") for cell in row] for row in table("README.md", "op")]
     tables = [t for architecture in architectures().values() for t in architecture.targets]
-    assert {op for op, *_ in rows} == {forms()[target.form].op for target in tables}
+    assert {op for op, *_ in rows} == {known()[target.code].op for target in tables}
     assert {registry.kernels()[kernel].op: kernel for *_, kernel in rows} == {
         op: kernel for op, _, kernel in rows
     }

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch import Architecture, Form, KernelPatchWarning
+from hf_kernel_patch import Architecture, KernelPatchWarning, Leaf
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.patching import global_patch
-from hf_kernel_patch.recognition import forms, mlp
+from hf_kernel_patch.patching import global_patch, records
+from hf_kernel_patch.recognition import composing, known
+from hf_kernel_patch.recognition.leaves.norms import LLAMA
 from tests.probes import (
     LAYERS,
     MOE,
@@ -38,13 +39,14 @@ def before() -> Iterator[dict[str, Any]]:
     yield objects
     assert changed(objects) == set()
     assert not global_patch.active
-    assert not global_patch.ledger._stacks
-    assert all(made.__hf_kernel_patch__.active == 0 for made in global_patch._made.values())
+    assert not records.ledger._stacks
+    sites = [site for made in composing._made.values() for site in made.sites.values()]
+    assert not any(site.active for site in sites)
 
 
 def failing_at(nth: int, error: BaseException) -> Callable[..., Any]:
     """``ledger.push`` that raises instead of doing its ``nth`` call."""
-    push, calls = global_patch.ledger.push, 0
+    push, calls = records.ledger.push, 0
 
     def failing(slot: Any, value: Any) -> Any:
         nonlocal calls
@@ -63,17 +65,17 @@ def test_a_failure_at_any_replacement_leaves_nothing(
     norm = llama().LlamaRMSNorm(8)
     norm.forward = own = MethodType(llama().LlamaRMSNorm.forward, norm)
     with hf_kernel_patch.patched(LAYERS, models="llama"):
-        pushes = len(global_patch.ledger._stacks)
+        pushes = len(records.ledger._stacks)
     assert pushes >= 4
     for nth in range(pushes):
         with monkeypatch.context() as patch:
-            patch.setattr(global_patch.ledger, "push", failing_at(nth, error))
+            patch.setattr(records.ledger, "push", failing_at(nth, error))
             with pytest.raises(type(error), match="injected"):
                 hf_kernel_patch.patch_transformers(LAYERS, models="llama")
         assert changed(before) == set()
         assert norm.forward is own
         assert not hf_kernel_patch.status().rows
-        assert not global_patch.ledger._stacks
+        assert not records.ledger._stacks
     with hf_kernel_patch.patched(LAYERS, models="llama", strict=True):
         assert len(changed(before)) == 3
     assert norm.forward is own
@@ -85,7 +87,7 @@ def test_a_failure_leaves_the_patches_that_were_there(
     hf_kernel_patch.patch_transformers(NORM, models="llama")
     block = hf_kernel_patch.patched(LAYERS, models="llama")
     with monkeypatch.context() as patch:
-        patch.setattr(global_patch.ledger, "push", failing_at(2, RuntimeError("injected")))
+        patch.setattr(records.ledger, "push", failing_at(1, RuntimeError("injected")))
         for enter in (
             block.__enter__,
             lambda: hf_kernel_patch.patch_transformers(LAYERS, models="llama"),
@@ -110,13 +112,12 @@ def table_with_a_bad_adapter() -> Iterator[str]:
         return lambda self, hidden: hidden
 
     for name, adapter in (("bad.raises", raises), ("bad.parameters", other_parameters)):
-        variants = {mlp.GATE_UP_DOWN: adapter, mlp.GATE_UP_DOWN_INLINE: adapter}
-        hf_kernel_patch.register_form(Form(name, "swiglu", variants))
-        rows = {"LlamaRMSNorm.forward": "rms_norm.llama", "LlamaMLP.forward": name}
+        hf_kernel_patch.register_code(Leaf(name, "rms_norm", {LLAMA: adapter}))
+        rows = {"LlamaMLP.forward": "gated_product", "LlamaRMSNorm.forward": name}
         hf_kernel_patch.register_model(Architecture(name, rows, module=llama().__name__))
     yield "bad"
     for name in ("bad.raises", "bad.parameters"):
-        del architectures()[name], forms()[name]
+        del architectures()[name], known()[name]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
-from hf_kernel_patch.patching import global_patch
+from hf_kernel_patch.patching import records
 from tests.probes import logits, watched_kernel
 from tests.scope import (
     LAYERS,
@@ -202,7 +202,7 @@ def test_models_that_come_and_go_leave_nothing_behind() -> None:
         assert gone() is None
         assert not hf_kernel_patch.status().rows
     unpatch(apply_kernel(NORM, model=tiny_model("llama")))
-    left, global_patch.ledger._stacks = global_patch.ledger._stacks, {}
+    left, records.ledger._stacks = records.ledger._stacks, {}
     assert not left
     assert set(sys.modules) == before
 

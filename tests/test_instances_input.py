@@ -16,7 +16,7 @@ from hf_kernel_patch import (
     registry,
     unpatch,
 )
-from hf_kernel_patch.patching import model_patch
+from hf_kernel_patch.patching import modules
 from tests.scope import MOE, NORM, ROPE, SWIGLU, same, state
 from tests.tiny import layer_ops_of, modelling, tiny_model
 
@@ -169,8 +169,8 @@ def test_an_error_halfway_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
             raise RuntimeError("injected")
         return original(*arguments)
 
-    original = model_patch.subclass
-    monkeypatch.setattr(model_patch, "subclass", failing)
+    original = modules.subclass
+    monkeypatch.setattr(modules, "subclass", failing)
     model = tiny_model("llama")
     before = state(model)
     with pytest.raises(RuntimeError, match="injected"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.patching import global_patch
+from hf_kernel_patch.patching import global_patch, records
 from tests.probes import (
     LAYERS,
     MOE,
@@ -54,7 +54,8 @@ report = hf_kernel_patch.status()
 assert [row.outcome for row in report] == ["pending"] * 2, report
 from transformers.models.llama import modeling_llama as m
 assert [row.outcome for row in report] == ["patched"] * 2, report
-assert m.LlamaRMSNorm.forward.__hf_kernel_patch__.active
+ours = m.LlamaRMSNorm.forward.__hf_kernel_patch__
+assert all(site.active for site in ours.sites.values())
 config = m.LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=8,
                        num_attention_heads=2, num_key_value_heads=2)
 import torch
@@ -127,12 +128,12 @@ def test_build_patch_build(before: dict[str, Any]) -> None:
 
 def test_a_second_equal_call_does_nothing(before: dict[str, Any]) -> None:
     first = hf_kernel_patch.patch_transformers((NORM, ROPE), models="llama")
-    once, entries = places(), dict(global_patch.ledger._stacks)
+    once, entries = places(), dict(records.ledger._stacks)
     second = hf_kernel_patch.patch_transformers(f"{NORM}, {ROPE}", models=["llama"], strict=False)
     assert second.rows is first.rows
     assert changed(once) == set()
     assert len(global_patch.active) == 1
-    assert global_patch.ledger._stacks == entries
+    assert records.ledger._stacks == entries
     assert all(len(stack) == 1 for stack in entries.values())
     hf_kernel_patch.unpatch()
 

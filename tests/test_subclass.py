@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import io
 import pickle
@@ -17,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
-from hf_kernel_patch.patching.subclass import rebound
 from tests.probes import logits, run_python, served
 from tests.scope import LAYERS, NORM, ROPE, build, close, kinds, needs_pickle, same, state
 from tests.tiny import (
@@ -197,28 +195,47 @@ def test_files_are_those_of_the_original(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rope_is_rebound_in_a_scope_of_the_model_alone(name: str) -> None:
+def test_rope_is_served_in_the_model_s_own_forward_over_the_module_s_globals(name: str) -> None:
     model = tiny_model(name)
     module = modelling(name)
-    before = dict(vars(module))
+    before, loaded = dict(vars(module)), set(sys.modules)
     apply_kernel(ROPE, model=model)
-    attention = model.model.layers[0].self_attn
-    scope = inspect.unwrap(type(attention).forward).__globals__
-    assert scope is not vars(module)
-    assert scope["apply_rotary_pos_emb"] is not module.apply_rotary_pos_emb
-    assert sys.modules[scope["__name__"]].__dict__ is scope
+    forward = inspect.unwrap(type(model.model.layers[0].self_attn).forward)
+    assert forward.__globals__ is vars(module)
+    assert "rope(self, apply_rotary_pos_emb)(" in inspect.getsource(forward.__code__)
     assert vars(module).keys() == before.keys()
     assert all(vars(module)[key] is before[key] for key in before)
-    ours = {key for key in before if key in scope and scope[key] is not before[key]}
-    assert ours - {"__name__", "__spec__", "__loader__"} == {"apply_rotary_pos_emb"}
+    assert set(sys.modules) == loaded
     unpatch()
 
 
-def test_two_models_have_a_scope_each() -> None:
+def test_two_models_share_what_is_asked_of_both() -> None:
     models = [apply_kernel(ROPE, model=tiny_model("llama")) for _ in range(2)]
-    forwards = [inspect.unwrap(type(m.model.layers[0].self_attn).forward) for m in models]
-    assert forwards[0].__globals__ is not forwards[1].__globals__
-    assert forwards[0].__code__ is forwards[1].__code__
+    kinds = {type(m.model.layers[0].self_attn) for m in models}
+    assert len(kinds) == 1
+    unpatch(models[0])
+    assert type(models[0].model.layers[0].self_attn) not in kinds
+    assert {type(models[1].model.layers[0].self_attn)} == kinds
+    unpatch()
+
+
+def test_a_function_that_attention_calls_may_be_replaced_while_one_model_is_patched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama", attn_implementation="eager").eval()
+    calls: list[int] = []
+    original = modelling("llama").eager_attention_forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **options)
+
+    apply_kernel(ROPE, model=model)
+    monkeypatch.setattr(modelling("llama"), "eager_attention_forward", counted)
+    logits(model)
+    monkeypatch.undo()
+    logits(model)
+    assert len(calls) == 2
     unpatch()
 
 
@@ -240,37 +257,6 @@ def helper(x: int) -> int:
 def caller(x: int, *, times: int = 2) -> int:
     """Text."""
     return helper(x) * times
-
-
-def test_a_rebound_copy_is_the_function_but_for_one_global() -> None:
-    before = set(sys.modules)
-    made = rebound(caller, "helper", lambda x: x + 100)
-    try:
-        assert (made(1), made(1, times=3), caller(1)) == (202, 303, 4)
-        assert inspect.signature(made) == inspect.signature(caller)
-        for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
-            assert getattr(made, attribute) == getattr(caller, attribute)
-    finally:
-        for name in set(sys.modules) - before:
-            del sys.modules[name]
-
-
-def test_a_wrapper_that_cannot_be_copied_is_said() -> None:
-    def hiding(function: Any) -> Any:
-        held = [function]
-
-        @functools.wraps(function)
-        def wrapper(x: int) -> int:
-            return held[0](x)
-
-        return wrapper
-
-    before = set(sys.modules)
-    reason = rebound(hiding(caller), "helper", helper)
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-    assert isinstance(reason, str)
-    assert "caller is wrapped in a way that cannot be copied" in reason
 
 
 # -- torch.compile

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import exists_here
-from hf_kernel_patch.recognition import forms
+from hf_kernel_patch.recognition import known
 
 TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
 #: Those that the installed transformers has.
@@ -25,7 +25,7 @@ ROWS = tuple(
     (name, target)
     for name, table in architectures().items()
     for target in table.targets
-    if exists_here(target) and not forms()[target.form].unserved
+    if exists_here(target) and not known()[target.code].unserved
 )
 VOCABULARY = 128
 _SIZES: dict[str, Any] = {
@@ -106,7 +106,7 @@ _SEEING: dict[str, dict[str, Any]] = {
 
 def ops_of(name: str) -> tuple[str, ...]:
     """The ops that the architecture's table names for the installed transformers."""
-    return tuple(dict.fromkeys(forms()[t.form].op for own, t in ROWS if own == name))
+    return tuple(dict.fromkeys(known()[t.code].op for own, t in ROWS if own == name))
 
 
 def layer_ops_of(name: str) -> tuple[str, ...]:

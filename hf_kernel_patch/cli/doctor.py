@@ -10,9 +10,9 @@ from typing import Any
 from hf_kernel_patch import devices, models
 from hf_kernel_patch.cli.preview import import_modelling
 from hf_kernel_patch.models import Target
-from hf_kernel_patch.patching.lookup import describe, exists_here, locate, original_of
-from hf_kernel_patch.recognition import forms
-from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.patching.lookup import describe, exists_here, locate
+from hf_kernel_patch.recognition import known
+from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.version import __version__
 
 PACKAGES = (
@@ -84,7 +84,7 @@ def rows() -> list[dict[str, Any]]:
         {
             "architecture": architecture.name,
             "site": target.site,
-            "form": target.form,
+            "code": target.code,
             **(
                 {"reason": broken[architecture.name], "foreign": None}
                 if target.module not in sys.modules
@@ -93,7 +93,7 @@ def rows() -> list[dict[str, Any]]:
         }
         for architecture in models.architectures().values()
         for target in architecture.targets
-        if exists_here(target) and not forms()[target.form].unserved
+        if exists_here(target) and not known()[target.code].unserved
     ]
 
 
@@ -103,9 +103,8 @@ def _check(target: Target) -> dict[str, str | None]:
         return {"reason": found, "foreign": None}
     owner, _, value = found
     original = original_of(value)
-    adapter = forms()[target.form].adapter_for(original, owner)
     return {
-        "reason": adapter if isinstance(adapter, str) else None,
+        "reason": known()[target.code].why_not(original, owner),
         "foreign": foreign(original, target.module.partition(".")[0]),
     }
 

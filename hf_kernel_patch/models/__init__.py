@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import warnings
 
 from hf_kernel_patch.errors import unknown
 from hf_kernel_patch.models.table import Architecture, Target
 
 __all__ = ["Architecture", "Target", "architectures", "register_model", "select"]
 
+#: Names that tables of the last release may have -> those of now.
+RENAMED = {
+    **{f"swiglu.{one}": "gated_product" for one in ("gate_up_down", "w1_w3_w2", "halves")},
+    **{
+        f"decoder_layer.{one}": "residual_norm"
+        for one in ("pre_norm", "scaled", "dropout", "four_norms")
+    },
+    "attention.qk_norm": "qk_norm_rope",
+    **{
+        f"causal_lm.{one}": "head_loss"
+        for one in ("dense", "scaled", "multiplied", "softcap", "moe")
+    },
+}
 _registered: dict[str, Architecture] = {}
 _scanned = False
 
@@ -30,15 +44,24 @@ def register_model(architecture: Architecture) -> Architecture:
     """Add a table of one's own, or take the place of the one with that name.
 
     Patches that are in force for "all" models, or for this name, do not change; patch again.
-    Raises TypeError for something else than an Architecture and ValueError for an unknown form.
+    Raises TypeError for something else than an Architecture and ValueError for an unknown name of
+    a leaf or a rule.
     """
-    from hf_kernel_patch.recognition import forms
+    from hf_kernel_patch.recognition import known
 
     if not isinstance(architecture, Architecture):
         raise TypeError(f"register_model takes an Architecture, not {architecture!r}")
+    if renamed := {t.code: RENAMED[t.code] for t in architecture.targets if t.code in RENAMED}:
+        warnings.warn(
+            f"names in the table {architecture.name} are old: write "
+            + ", ".join(f"{new!r} for {old!r}" for old, new in renamed.items()),
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        architecture.rename(renamed)
     for target in architecture.targets:
-        if target.form not in forms():
-            raise unknown("form", target.form, forms())
+        if target.code not in known():
+            raise unknown("leaf or rule", target.code, known())
     architectures()[architecture.name] = architecture
     return architecture
 

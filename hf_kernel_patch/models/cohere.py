@@ -5,7 +5,7 @@ from hf_kernel_patch.models.table import Architecture
 ARCHITECTURE = Architecture(
     "cohere",
     {
-        "CohereMLP.forward": "swiglu.gate_up_down",
-        "CohereForCausalLM.forward": "causal_lm.multiplied",
+        "CohereMLP.forward": "gated_product",
+        "CohereForCausalLM.forward": "head_loss",
     },
 )

@@ -5,7 +5,7 @@ from hf_kernel_patch.models.table import Architecture
 ARCHITECTURE = Architecture(
     "cohere2",
     {
-        "Cohere2MLP.forward": "swiglu.gate_up_down",
-        "Cohere2ForCausalLM.forward": "causal_lm.multiplied",
+        "Cohere2MLP.forward": "gated_product",
+        "Cohere2ForCausalLM.forward": "head_loss",
     },
 )

@@ -7,12 +7,12 @@ ARCHITECTURE = Architecture(
     {
         "DeepseekV3RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "DeepseekV3MLP.forward": "swiglu.gate_up_down",
+        "DeepseekV3MLP.forward": "gated_product",
         "DeepseekV3Experts.forward": ("moe.stacked", ">=5.13"),
         "DeepseekV3NaiveMoe.forward": ("moe.stacked", ">=5,<5.13"),
         "DeepseekV3MoE.moe": ("moe.list_chosen", "<5"),
         "DeepseekV3ForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
-        "DeepseekV3DecoderLayer.forward": "decoder_layer.pre_norm",
-        "DeepseekV3ForCausalLM.forward": "causal_lm.dense",
+        "DeepseekV3DecoderLayer.forward": "residual_norm",
+        "DeepseekV3ForCausalLM.forward": "head_loss",
     },
 )

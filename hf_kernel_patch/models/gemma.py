@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "GemmaRMSNorm.forward": "rms_norm.gemma",
         "apply_rotary_pos_emb": "rope.full",
-        "GemmaMLP.forward": "swiglu.gate_up_down",
-        "GemmaDecoderLayer.forward": "decoder_layer.pre_norm",
-        "GemmaForCausalLM.forward": "causal_lm.dense",
+        "GemmaMLP.forward": "gated_product",
+        "GemmaDecoderLayer.forward": "residual_norm",
+        "GemmaForCausalLM.forward": "head_loss",
     },
 )

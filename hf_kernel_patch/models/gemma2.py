@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "Gemma2RMSNorm.forward": "rms_norm.gemma",
         "apply_rotary_pos_emb": "rope.full",
-        "Gemma2MLP.forward": "swiglu.gate_up_down",
-        "Gemma2DecoderLayer.forward": ("decoder_layer.four_norms", ">=5"),
-        "Gemma2ForCausalLM.forward": "causal_lm.softcap",
+        "Gemma2MLP.forward": "gated_product",
+        "Gemma2DecoderLayer.forward": "residual_norm",
+        "Gemma2ForCausalLM.forward": "head_loss",
     },
 )

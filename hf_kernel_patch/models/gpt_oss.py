@@ -7,7 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "GptOssRMSNorm.forward": "rms_norm.olmo2",
         "GptOssExperts.forward": "moe.interleaved",
-        "GptOssForCausalLM.forward": "causal_lm.moe",
+        "GptOssDecoderLayer.forward": "residual_norm",
+        "GptOssForCausalLM.forward": "head_loss",
     },
     transformers=">=4.55",
 )

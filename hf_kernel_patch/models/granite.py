@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "GraniteRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "GraniteMLP.forward": "swiglu.gate_up_down",
-        "GraniteDecoderLayer.forward": ("decoder_layer.scaled", ">=5"),
-        "GraniteForCausalLM.forward": "causal_lm.scaled",
+        "GraniteMLP.forward": "gated_product",
+        "GraniteDecoderLayer.forward": "residual_norm",
+        "GraniteForCausalLM.forward": "head_loss",
     },
 )

@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "LlamaRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "LlamaMLP.forward": "swiglu.gate_up_down",
-        "LlamaDecoderLayer.forward": "decoder_layer.pre_norm",
-        "LlamaForCausalLM.forward": "causal_lm.dense",
+        "LlamaMLP.forward": "gated_product",
+        "LlamaDecoderLayer.forward": "residual_norm",
+        "LlamaForCausalLM.forward": "head_loss",
     },
 )

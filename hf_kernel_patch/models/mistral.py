@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "MistralRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "MistralMLP.forward": "swiglu.gate_up_down",
-        "MistralDecoderLayer.forward": "decoder_layer.pre_norm",
-        "MistralForCausalLM.forward": "causal_lm.dense",
+        "MistralMLP.forward": "gated_product",
+        "MistralDecoderLayer.forward": "residual_norm",
+        "MistralForCausalLM.forward": "head_loss",
     },
 )

@@ -7,7 +7,7 @@ ARCHITECTURE = Architecture(
     {
         "Olmo2RMSNorm.forward": "rms_norm.olmo2",
         "apply_rotary_pos_emb": "rope.cast",
-        "Olmo2MLP.forward": "swiglu.gate_up_down",
-        "Olmo2ForCausalLM.forward": "causal_lm.dense",
+        "Olmo2MLP.forward": "gated_product",
+        "Olmo2ForCausalLM.forward": "head_loss",
     },
 )

@@ -7,10 +7,10 @@ ARCHITECTURE = Architecture(
     {
         "OlmoeRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "OlmoeMLP.forward": ("swiglu.gate_up_down", "<5"),
+        "OlmoeMLP.forward": ("gated_product", "<5"),
         "OlmoeExperts.forward": ("moe.stacked", ">=5"),
         "OlmoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
-        "OlmoeDecoderLayer.forward": ("decoder_layer.pre_norm", ">=5"),
-        "OlmoeForCausalLM.forward": ("causal_lm.moe", ">=5"),
+        "OlmoeDecoderLayer.forward": "residual_norm",
+        "OlmoeForCausalLM.forward": ("head_loss", ">=5"),
     },
 )

@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "Phi3RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.partial",
-        "Phi3MLP.forward": "swiglu.halves",
-        "Phi3DecoderLayer.forward": "decoder_layer.dropout",
-        "Phi3ForCausalLM.forward": "causal_lm.dense",
+        "Phi3MLP.forward": "gated_product",
+        "Phi3DecoderLayer.forward": "residual_norm",
+        "Phi3ForCausalLM.forward": "head_loss",
     },
 )

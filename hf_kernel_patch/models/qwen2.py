@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "Qwen2RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "Qwen2MLP.forward": "swiglu.gate_up_down",
-        "Qwen2DecoderLayer.forward": "decoder_layer.pre_norm",
-        "Qwen2ForCausalLM.forward": "causal_lm.dense",
+        "Qwen2MLP.forward": "gated_product",
+        "Qwen2DecoderLayer.forward": "residual_norm",
+        "Qwen2ForCausalLM.forward": "head_loss",
     },
 )

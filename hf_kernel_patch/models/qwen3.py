@@ -7,9 +7,9 @@ ARCHITECTURE = Architecture(
     {
         "Qwen3RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "Qwen3MLP.forward": "swiglu.gate_up_down",
-        "Qwen3Attention.forward": "attention.qk_norm",
-        "Qwen3DecoderLayer.forward": "decoder_layer.pre_norm",
-        "Qwen3ForCausalLM.forward": "causal_lm.dense",
+        "Qwen3MLP.forward": "gated_product",
+        "Qwen3Attention.forward": "qk_norm_rope",
+        "Qwen3DecoderLayer.forward": "residual_norm",
+        "Qwen3ForCausalLM.forward": "head_loss",
     },
 )

@@ -8,8 +8,11 @@ ARCHITECTURE = Architecture(
         "Qwen3_5RMSNorm.forward": "rms_norm.gemma",
         "Qwen3_5RMSNormGated.forward": "rms_norm.gated",
         "apply_rotary_pos_emb": "rope.partial",
-        "Qwen3_5MLP.forward": "swiglu.gate_up_down",
-        "Qwen3_5ForCausalLM.forward": "causal_lm.dense",
+        "Qwen3_5MLP.forward": "gated_product",
+        "Qwen3_5Attention.forward": "qk_norm_rope",
+        "Qwen3_5DecoderLayer.forward": "residual_norm",
+        "Qwen3_5ForCausalLM.forward": "head_loss",
+        "Qwen3_5ForConditionalGeneration.forward": "head_loss",
     },
     transformers=">=5.2",
 )

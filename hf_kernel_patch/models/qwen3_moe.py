@@ -7,12 +7,12 @@ ARCHITECTURE = Architecture(
     {
         "Qwen3MoeRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "Qwen3MoeMLP.forward": "swiglu.gate_up_down",
+        "Qwen3MoeMLP.forward": "gated_product",
         "Qwen3MoeExperts.forward": ("moe.stacked", ">=5"),
         "Qwen3MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "Qwen3MoeSparseMoeBlock.forward": ("moe.list", "<5"),
-        "Qwen3MoeAttention.forward": "attention.qk_norm",
-        "Qwen3MoeDecoderLayer.forward": "decoder_layer.pre_norm",
-        "Qwen3MoeForCausalLM.forward": "causal_lm.moe",
+        "Qwen3MoeAttention.forward": "qk_norm_rope",
+        "Qwen3MoeDecoderLayer.forward": "residual_norm",
+        "Qwen3MoeForCausalLM.forward": "head_loss",
     },
 )

@@ -7,10 +7,11 @@ ARCHITECTURE = Architecture(
     {
         "Qwen3VLMoeTextRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "Qwen3VLMoeTextMLP.forward": "swiglu.gate_up_down",
+        "Qwen3VLMoeTextMLP.forward": "gated_product",
         "Qwen3VLMoeTextExperts.forward": ("moe.stacked", ">=5"),
         "Qwen3VLMoeForConditionalGeneration._optimize_model_for_decode": ("moe.decoding", ">=5"),
-        "Qwen3VLMoeTextAttention.forward": "attention.qk_norm",
-        "Qwen3VLMoeTextDecoderLayer.forward": "decoder_layer.pre_norm",
+        "Qwen3VLMoeTextAttention.forward": "qk_norm_rope",
+        "Qwen3VLMoeTextDecoderLayer.forward": "residual_norm",
+        "Qwen3VLMoeForConditionalGeneration.forward": "head_loss",
     },
 )

@@ -7,8 +7,8 @@ ARCHITECTURE = Architecture(
     {
         "SmolLM3RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
-        "SmolLM3MLP.forward": "swiglu.gate_up_down",
-        "SmolLM3DecoderLayer.forward": "decoder_layer.pre_norm",
-        "SmolLM3ForCausalLM.forward": "causal_lm.dense",
+        "SmolLM3MLP.forward": "gated_product",
+        "SmolLM3DecoderLayer.forward": "residual_norm",
+        "SmolLM3ForCausalLM.forward": "head_loss",
     },
 )

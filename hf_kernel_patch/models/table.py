@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Target:
-    """One row: the code at ``module``.``qualname`` is expected to be the form ``form``.
+    """One row: the leaf ``code`` is expected at ``module``.``qualname``, or the rule to find it.
 
     ``transformers`` is the range of versions that have the target, such as "<5"; in others the
     row does not exist.
@@ -16,7 +16,7 @@ class Target:
 
     module: str
     qualname: str
-    form: str
+    code: str
     transformers: str = ""
 
     @property
@@ -29,7 +29,7 @@ class Architecture:
 
     Args:
         name: the ``model_type`` of its config in transformers.
-        rows: qualified name -> form, or (form, range of transformers versions).
+        rows: qualified name -> leaf or rule, or (that, range of transformers versions).
         module: the modelling module; by default the one of transformers with that name.
         transformers: the range of versions that have the model, for rows without one.
     """
@@ -46,6 +46,12 @@ class Architecture:
         self.targets = tuple(
             Target(self.module, qualname, *((row, transformers) if isinstance(row, str) else row))
             for qualname, row in rows.items()
+        )
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Other names for leaves and rules."""
+        self.targets = tuple(
+            replace(target, code=names.get(target.code, target.code)) for target in self.targets
         )
 
     def __repr__(self) -> str:

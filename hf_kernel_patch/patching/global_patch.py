@@ -6,15 +6,13 @@ import gc
 import logging
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import ForeignPatchError, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import Architecture, Target
-from hf_kernel_patch.patching.ledger import Attribute, Entry, Ledger
+from hf_kernel_patch.patching.ledger import Attribute
 from hf_kernel_patch.patching.lookup import (
     describe,
     exists_here,
@@ -22,23 +20,20 @@ from hf_kernel_patch.patching.lookup import (
     is_imported,
     is_plain_bound,
     locate,
-    original_of,
     owner_of,
     shadows,
     wrapping_subclasses,
 )
+from hf_kernel_patch.patching.records import Holder, Record, bound_to, keep, ledger, record_of
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
-from hf_kernel_patch.recognition import Site, build, forms
+from hf_kernel_patch.recognition import Request, known, why_not
+from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
 from hf_kernel_patch.settings import Settings
 
 logger = logging.getLogger("hf_kernel_patch")
-ledger = Ledger()
 #: Every activation in force, oldest first; import hooks consult it.
 active: list[Activation] = []
-# Replacements are made once for a place and a kernel, so that patching again costs neither time
-# nor a recompilation under torch.compile.
-_made: dict[tuple[Any, ...], Any] = {}
 _hooked: set[str] = set()
 
 
@@ -50,11 +45,10 @@ class Activation:
         self.kernels = kernels
         self.explicit = explicit
         self.rows: list[Row] = []
-        self._entries: list[tuple[Entry, Site]] = []
+        self._held: list[tuple[Record, Holder]] = []
         self._waiting: dict[str, list[tuple[Target, Row]]] = {}
         self._complaints: list[str] = []
         self._ops: set[str] = set()
-        self._counted: list[tuple[Site, Counter[str]]] = []
 
     def apply(self) -> None:
         """Patch what is imported and wait for the rest; on any failure nothing is left behind."""
@@ -78,22 +72,15 @@ class Activation:
             if self in active:
                 active.remove(self)
             self._waiting.clear()
-            self._stop_counting(0)
             return self._take_back(0)
-
-    def _stop_counting(self, since: int) -> None:
-        for site, counter in self._counted[since:]:
-            site.counters[:] = [one for one in site.counters if one is not counter]
-        del self._counted[since:]
 
     def imported(self, module: str) -> Callable[[], None]:
         """Patch a modelling module that has just been imported; returns what takes that back."""
-        waiting, entries, counted = dict(self._waiting), len(self._entries), len(self._counted)
+        waiting, held = dict(self._waiting), len(self._held)
 
         def take_back() -> None:
             self._waiting, self._complaints = waiting, []
-            self._take_back(entries)
-            self._stop_counting(counted)
+            self._take_back(held)
             for _, row in waiting.get(module, []):
                 row.outcome, row.reason = PENDING, ""
 
@@ -106,78 +93,74 @@ class Activation:
         return take_back
 
     def _take_back(self, since: int) -> list[str]:
-        """Undo all entries but the first ``since``, newest first."""
-        blocked = []
-        for entry, site in reversed(self._entries[since:]):
-            site.release()
-            if label := ledger.pop(entry):
-                blocked.append(label)
-        del self._entries[since:]
+        """End all requests but the first ``since``, newest first."""
+        blocked: list[str] = []
+        for record, holder in reversed(self._held[since:]):
+            blocked += record.remove(holder)
+        del self._held[since:]
         return blocked
 
     def _consider(self, architecture: Architecture) -> None:
         """A row for every target of the table that a chosen kernel serves."""
         for target in architecture.targets:
-            kernel = self.kernels.get(forms()[target.form].op)
+            kernel = self.kernels.get(known()[target.code].op)
             if kernel is not None and exists_here(target):
                 row = Row(architecture.name, target.site, kernel.op, kernel.kernel_id, PENDING)
                 self.rows.append(row)
                 self._waiting.setdefault(target.module, []).append((target, row))
-                if not forms()[target.form].unserved:
+                if not known()[target.code].unserved:
                     self._ops.add(kernel.op)
 
     def _cover(self, modules: list[str]) -> None:
         """Patch the waiting targets of modules that are imported."""
-        functions: dict[int, tuple[Any, Site]] = {}
-        classes: dict[type, tuple[Any, Row]] = {}
+        functions: dict[int, Record] = {}
+        classes: dict[type, tuple[Record, Row]] = {}
         for target, row in [pair for name in modules for pair in self._waiting.pop(name, [])]:
             found = locate(target)
-            made = self._replacement(target, row, found)
-            if isinstance(found, str) or isinstance(made, str):
-                row.outcome, row.reason = SKIPPED, made
-                if not forms()[target.form].unserved:
-                    self._complaints.append(f"{row.site} is not patched by {row.kernel}: {made}")
+            reason = found if isinstance(found, str) else self._take(target, row, *found)
+            if reason or isinstance(found, str):
+                row.outcome, row.reason = SKIPPED, reason or ""
+                if not known()[target.code].unserved:
+                    self._complaints.append(f"{row.site} is not patched by {row.kernel}: {reason}")
                 continue
             owner, name, value = found
-            row.outcome, site = PATCHED, made.__hf_kernel_patch__
-            site.counters.append(row.calls)
-            self._counted.append((site, row.calls))
-            if isinstance(owner, type):
-                for kind in (owner, *wrapping_subclasses(owner, name)):
-                    self._push(Attribute(kind, name), made)
-                if name == "forward":
-                    classes[owner] = made, row
-            else:
-                functions[id(value)] = value, made
+            row.outcome = PATCHED
+            record = record_of(value, owner)
+            if not isinstance(owner, type):
+                functions |= {id(value): record, id(record.original): record}
+            elif name == "forward":
+                classes[owner] = record, row
         if functions:
             for module, name, held in globals_holding(functions):
-                self._push(Attribute(module, name), functions[id(held)][1])
+                functions[id(held)].hold(Attribute(module, name))
         if classes:
             self._reach_instances(classes)
 
-    def _replacement(self, target: Target, row: Row, found: tuple[Any, str, Any] | str) -> Any:
-        """The function to put in a target's place, or the reason why there is none."""
-        if isinstance(found, str):
-            return found
-        owner, _, value = found
-        kernel, original = self.kernels[row.op], original_of(value)
-        adapter = forms()[target.form].adapter_for(original, owner)
-        if isinstance(adapter, str):
-            return adapter
-        options = options_of(kernel, self.settings.options)
-        key = (target, kernel, self.explicit, id(original), *sorted(options.items()))
-        made = _made.get(key)
-        if made is None or made.__hf_kernel_patch__.original is not original:
-            made = build(adapter, Site(target.site, kernel, original, self.explicit, options))
-            _made[key] = made
-        return made
+    def _take(self, target: Target, row: Row, owner: Any, name: str, value: Any) -> str | None:
+        """Put a kernel in force on a located target; the reason where it cannot be."""
+        kernel = self.kernels[row.op]
+        options = tuple(sorted(options_of(kernel, self.settings.options).items()))
+        request = Request(target.code, kernel, self.explicit, options)
+        if reason := why_not(original_of(value), owner, request):
+            return reason
+        if not isinstance(owner, type):
+            self._hold(value, owner, request, row)
+            return None
+        for kind in (owner, *wrapping_subclasses(owner, name)):
+            self._hold(vars(kind).get(name, value), kind, request, row, Attribute(kind, name))
+        return None
 
-    def _push(self, slot: Attribute, value: Any) -> None:
-        site = getattr(value, "__func__", value).__hf_kernel_patch__
-        self._entries.append((ledger.push(slot, value), site))
-        site.active += 1
+    def _hold(
+        self, value: Any, owner: Any, request: Request, row: Row, slot: Attribute | None = None
+    ) -> None:
+        record, holder = record_of(value, owner), Holder(request, row)
+        record.add(holder)
+        keep(record)
+        self._held.append((record, holder))
+        if slot is not None:
+            record.hold(slot)
 
-    def _reach_instances(self, classes: dict[type, tuple[Any, Row]]) -> None:
+    def _reach_instances(self, classes: dict[type, tuple[Record, Row]]) -> None:
         """Instances that own a forward bypass their class: reach inside, or report them."""
         unreached: dict[str, tuple[Row, list[Any]]] = {}
         found = self._shadows(classes)
@@ -187,9 +170,9 @@ class Activation:
             gc.collect()
             found = self._shadows(classes)
         for module, name, value, reachable in found:
-            made, row = classes[owner_of(module, classes)]
+            record, row = classes[owner_of(module, classes)]
             if reachable:
-                self._push(Attribute(module, name, may_vanish=True), MethodType(made, module))
+                record.hold(Attribute(module, name, may_vanish=True), bound_to(module))
             elif name == "_old_forward" or "_old_forward" not in vars(module):
                 unreached.setdefault(row.site, (row, []))[1].append(value)
         for row, values in unreached.values():
@@ -200,12 +183,12 @@ class Activation:
             )
             self._complaints.append(f"{row.site}: {row.reason}")
 
-    def _shadows(self, classes: dict[type, tuple[Any, Row]]) -> list[tuple[Any, str, Any, bool]]:
+    def _shadows(self, classes: dict[type, tuple[Record, Row]]) -> list[tuple[Any, str, Any, bool]]:
         """(instance, name, value, whether it can be reached) of forwards that instances own."""
         return [
             (module, name, value, is_plain_bound(value, module, original))
-            for module, name, value in shadows([made for made, _ in classes.values()], classes)
-            for original in [classes[owner_of(module, classes)][0].__hf_kernel_patch__.original]
+            for module, name, value in shadows([r.function for r, _ in classes.values()], classes)
+            for original in [classes[owner_of(module, classes)][0].original]
         ]
 
     def _check_kernels(self) -> None:

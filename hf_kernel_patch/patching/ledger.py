@@ -116,6 +116,29 @@ class Ledger:
             self._stacks[slot.key] = [*stack, entry]
             return entry
 
+    def replace(self, entry: Entry, value: Any) -> bool:
+        """Put another value of ours in an entry's place; False where somebody else's stands there.
+
+        Then the entry stays what it was.
+        """
+        with self.lock:
+            stack = self._stacks.get(entry.slot.key, [])
+            if entry not in stack or entry.slot.gone():
+                return True
+            place = stack.index(entry)
+            above = stack[place + 1] if place + 1 < len(stack) else None
+            current = above.before if above else entry.slot.read()
+            if current is MISSING and entry.slot.may_vanish:
+                return True
+            if current is not entry.value:
+                return False
+            if above:
+                above.before = value
+            else:
+                entry.slot.write(value)
+            entry.value = value
+            return True
+
     def pop(self, entry: Entry) -> str | None:
         """Remove ``entry``; returns the slot's label where another's patch hinders restoring.
 

@@ -6,12 +6,12 @@ import gc
 import sys
 from collections.abc import Collection, Container, Iterable
 from functools import cache
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from hf_kernel_patch.models import Target
-from hf_kernel_patch.recognition.site import site_of
-from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.patching.subclass import MARK
+from hf_kernel_patch.recognition.source import innermost, original_of
 
 
 def exists_here(target: Target) -> bool:
@@ -39,14 +39,6 @@ def locate(target: Target) -> tuple[Any, str, Any] | str:
     if not hasattr(owner, name):
         return f"{target.module} has no {target.qualname}"
     return owner, name, getattr(owner, name)
-
-
-def original_of(value: Any) -> Any:
-    """What was there before a replacement, or a rebound copy, of ours."""
-    if (site := site_of(value)) is not None:
-        return original_of(site.original)
-    copy, of = getattr(value, "__hf_kernel_patch_copy__", (None, None))
-    return original_of(of) if copy is not None and copy is value else value
 
 
 def globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
@@ -98,12 +90,18 @@ def wrapping_subclasses(owner: type, name: str) -> list[type]:
 def _subclasses(kind: type) -> list[type]:
     """All subclasses, theirs too; not the classes that one model of ours has taken."""
     known: list[type] = type.__subclasses__(kind)
-    children = [child for child in known if not _made_by_us(child)]
+    children = [child for child in known if MARK not in vars(child)]
     return children + [found for child in children for found in _subclasses(child)]
 
 
-def _made_by_us(kind: type) -> bool:
-    return "__hf_kernel_patch_application__" in vars(kind)
+def calls_by_name(module: Any, name: str, value: Any) -> bool:
+    """Whether the module's forward calls a function by that global name."""
+    function = innermost(getattr(type(module), "forward", None))
+    return (
+        isinstance(function, FunctionType)
+        and name in function.__code__.co_names
+        and original_of(function.__globals__.get(name)) is value
+    )
 
 
 def owner_of(instance: Any, classes: Container[type]) -> type:

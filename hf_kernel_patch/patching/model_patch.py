@@ -6,41 +6,30 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
-from types import MethodType
+from collections.abc import Iterable
 from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.models import Target
-from hf_kernel_patch.patching.global_patch import ledger
-from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry, Slot
-from hf_kernel_patch.patching.lookup import (
-    describe,
-    exists_here,
-    is_plain_bound,
-    locate,
-    original_of,
-)
+from hf_kernel_patch.patching.ledger import Entry, Slot
+from hf_kernel_patch.patching.lookup import calls_by_name, describe, exists_here, locate
+from hf_kernel_patch.patching.modules import Module, Wish, module_patch
+from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
-from hf_kernel_patch.patching.subclass import forget_scope, rebound, refers_to, subclass
-from hf_kernel_patch.recognition import Site, build, forms
+from hf_kernel_patch.recognition import Request, known, why_not
+from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import Kernel, options_of
 from hf_kernel_patch.settings import is_rank_zero
 
 logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
 applications: list[Application] = []
-_OWN_FORWARDS = ("forward", "_old_forward")
 Options = tuple[tuple[str, str, Any], ...]  # as ``Settings.options``
 
 
 class Application:
-    """Some kernels on the modules of one model.
-
-    Subclasses and sites are made for each application, so that one model can be given back while
-    another stays patched. The modules are held weakly.
-    """
+    """Some kernels on the modules of one model, which it holds weakly."""
 
     def __init__(
         self,
@@ -54,38 +43,29 @@ class Application:
         self._tables = models.select(tables)
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
+        self.modules: list[Module] = []
+        #: What a kernel's own ``apply`` has changed.
         self.entries: list[tuple[weakref.ref[Any], Entry]] = []
-        self._sites: list[Site] = []
-        self._made: dict[tuple[Target, int], Any] = {}
-        self._classes: dict[tuple[type, Any], type] = {}
 
     def apply(self, model: Any) -> None:
         """Patch every module whose class, or the function it calls, a table names."""
         located = [
-            (architecture.name, target, locate(target))
+            (architecture.name, target, found)
             for architecture in self._tables
             if architecture.module in sys.modules
             for target in architecture.targets
-            if forms()[target.form].op in self.kernels and exists_here(target)
+            if known()[target.code].op in self.kernels and exists_here(target)
+            if not isinstance(found := locate(target), str)
         ]
         for module in list(model.modules()):
-            for architecture, target, found in located:
-                if isinstance(found, str):
-                    continue
-                owner, name, value = found
+            for architecture, target, (owner, name, value) in located:
+                function = original_of(value)
                 if isinstance(owner, type):
-                    forward = getattr(type(module), name, None)
                     # A subclass with a forward of its own is not the table's code.
-                    if not isinstance(module, owner) or original_of(forward) is not original_of(
-                        value
-                    ):
-                        continue
-                    make = self._method(target, forward, owner)
-                elif refers_to(module, name, value):
-                    make, name = self._rebound(target, found, type(module).forward), "forward"
-                else:
-                    continue
-                self._take((architecture, target), module, name, make)
+                    if isinstance(module, owner) and _runs(module, name, function):
+                        self._take((architecture, target), module, name, None)
+                elif calls_by_name(module, name, function):
+                    self._take((architecture, target), module, "forward", (owner, name, function))
 
     def release(self, modules: Iterable[Any] | None = None) -> list[str]:
         """Give modules (all of them by default) back; labels of those a foreign patch holds."""
@@ -98,113 +78,60 @@ class Application:
             elif label := ledger.pop(entry):
                 blocked.append(label)
         self.entries = kept[::-1]
-        if not self.alive():
-            for site in self._sites:
-                site.release()
-            for made in self._made.values():
-                forget_scope(made)
-            if self in applications:
-                applications.remove(self)
+        for one in reversed(self.modules[:]):
+            if chosen is None or id(one.module) in chosen:
+                blocked += one.remove([w for w in one.wishes if w.application is self])
+                self.modules.remove(one)
+        if not self.alive() and self in applications:
+            applications.remove(self)
         return blocked
 
     def alive(self) -> bool:
         """Whether any patched module still lives."""
-        return any(reference() is not None for reference, _ in self.entries)
+        patched = any(one.module is not None for one in self.modules)
+        return patched or any(reference() is not None for reference, _ in self.entries)
 
-    def adopt(self, twin: Any, kind: type) -> None:
-        """Keep a copy of a patched module patched; ``twin`` comes in its original class."""
-        self._push(ClassOf(twin), twin, kind)
-        for place in _OWN_FORWARDS:
-            function: Any = getattr(vars(twin).get(place), "__func__", None)
-            if function in self._made.values():
-                setattr(twin, place, MethodType(original_of(function), twin))
-                self._push(Attribute(twin, place), twin, MethodType(function, twin))
+    def holds(self) -> list[Any]:
+        """The modules that it patches, as far as they still live."""
+        found = [*(one.module for one in self.modules), *(ref() for ref, _ in self.entries)]
+        return [module for module in found if module is not None]
 
     def record(self, slot: Slot, owner: Any, before: Any) -> None:
         """Enter a change that a kernel's own ``apply`` has made already."""
         after = slot.read()
         slot.write(before)
-        self._push(slot, owner, after)
+        self.entries.append((weakref.ref(owner), ledger.push(slot, after)))
 
-    def _push(self, slot: Slot, owner: Any, value: Any) -> None:
-        self.entries.append((weakref.ref(owner), ledger.push(slot, value)))
-
-    def _method(self, target: Target, value: Any, owner: Any) -> Callable[[], Any]:
-        """Makes, once for all modules, the replacement of a value; or the reason for none."""
-
-        def make() -> Any:
-            key = (target, id(value))
-            if key not in self._made:
-                adapter = forms()[target.form].adapter_for(original_of(value), owner)
-                if isinstance(adapter, str):
-                    return adapter
-                kernel = self.kernels[forms()[target.form].op]
-                options = options_of(kernel, self._options)
-                site = Site(target.site, kernel, value, self.explicit, options)
-                site.active, site.counters = 1, [self.rows[target].calls]
-                self._sites.append(site)
-                self._made[key] = build(adapter, site)
-            return self._made[key]
-
-        return make
-
-    def _rebound(
-        self, target: Target, found: tuple[Any, str, Any], forward: Any
-    ) -> Callable[[], Any]:
-        """Makes a copy of a forward that finds our function under the original's name."""
-        owner, name, value = found
-
-        def make() -> Any:
-            made = self._method(target, value, owner)()
-            key = (target, id(forward))
-            if not isinstance(made, str) and key not in self._made:
-                made = rebound(forward, name, made)
-                if not isinstance(made, str):
-                    self._made[key] = made
-            return made if isinstance(made, str) else self._made[key]
-
-        return make
-
-    def _take(
-        self, place: tuple[str, Target], module: Any, method: str, make: Callable[[], Any]
-    ) -> None:
-        """Put a replacement in force on one module and count it in the target's row."""
+    def _take(self, place: tuple[str, Target], module: Any, method: str, called: Any) -> None:
+        """Put a kernel in force on one module and count it in the target's row."""
         architecture, target = place
-        kernel = self.kernels[forms()[target.form].op]
+        kernel = self.kernels[known()[target.code].op]
         row = self.rows.setdefault(
             target,
             Row(architecture, target.site, kernel.op, kernel.kernel_id, PATCHED, scope="model"),
         )
-        if any((target, kernel) == kind.__hf_kernel_patch_served__ for kind in _ours(module)):
+        options = tuple(sorted(options_of(kernel, self._options).items()))
+        request = Request(target.code, kernel, self.explicit, options, called)
+        patch = module_patch(module)
+        if patch.asks(method, request):
             return
-        made = make()
-        if isinstance(made, str):
-            row.outcome, row.reason = SKIPPED, made
+        if reason := why_not(patch.original(method), patch.root, request):
+            row.outcome, row.reason = SKIPPED, reason
             return
-        before = original_of(type(module).forward)
-        base = type(module)
-        if (base, made) not in self._classes:
-            self._classes[base, made] = subclass(self, base, method, made, (target, kernel))
-        self._push(ClassOf(module), module, self._classes[base, made])
+        patch.add(Wish(method, request, row, self))
+        if patch not in self.modules:
+            self.modules.append(patch)
         row.instances = (row.instances or 0) + 1
-        row.reason = row.reason or ("" if self.explicit else forms()[target.form].leaves(module))
-        if method != "forward":
-            return
-        own = {name: vars(module)[name] for name in _OWN_FORWARDS if name in vars(module)}
-        reached = [name for name in own if is_plain_bound(own[name], module, before)]
-        for name in reached:
-            self._push(Attribute(module, name, may_vanish=True), module, MethodType(made, module))
-        if own and not reached:
+        row.reason = row.reason or ("" if self.explicit else known()[target.code].leaves(module))
+        if method == "forward" and (owned := patch.unreached()) is not None:
             row.outcome = SHADOWED
-            owned = describe(next(iter(own.values())))
-            row.reason = f"a module owns a forward ({owned}) and is not reached"
+            row.reason = f"a module owns a forward ({describe(owned)}) and is not reached"
 
 
-def _ours(module: Any) -> list[Any]:
-    """Our subclasses in the module's class, the outermost first."""
-    return [
-        kind for kind in type(module).__mro__ if "__hf_kernel_patch_application__" in vars(kind)
-    ]
+def _runs(module: Any, name: str, function: Any) -> bool:
+    """Whether the module's class runs a function, in whatever wrappers of transformers."""
+    held = getattr(type(module), name, None)
+    return held is not None and innermost(held) is innermost(function)
 
 
 def patch_model(
@@ -225,7 +152,7 @@ def patch_model(
         except BaseException:
             application.release()
             raise
-        if application.entries:
+        if application.alive():
             applications.append(application)
     rows = list(application.rows.values())
     found = {row.op for row in rows if row.outcome != SKIPPED}

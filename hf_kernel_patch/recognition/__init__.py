@@ -1,6 +1,7 @@
-"""The forms: canonical pieces of Hugging Face code, and how each becomes an op's call."""
+"""Known code: leaves and rules, how they are recognised, and how a function is written anew."""
 
-from hf_kernel_patch.recognition.form import Form, build, forms, register_form
+from hf_kernel_patch.recognition.composing import Composed, Request, composed, why_not
+from hf_kernel_patch.recognition.known import Known, Leaf, Rule, build, known, register
 from hf_kernel_patch.recognition.leaves import (
     experts,
     experts_decoding,
@@ -9,23 +10,34 @@ from hf_kernel_patch.recognition.leaves import (
     norms,
     rotary,
 )
-from hf_kernel_patch.recognition.rules import attention, causal_lm, decoder_layer, mlp
+from hf_kernel_patch.recognition.rules import (
+    gated_product,
+    head_loss,
+    qk_norm_rope,
+    residual_norm,
+)
 from hf_kernel_patch.recognition.site import Site
 
 __all__ = [
-    "Form",
+    "Composed",
+    "Known",
+    "Leaf",
+    "Request",
+    "Rule",
     "Site",
-    "attention",
     "build",
-    "causal_lm",
-    "decoder_layer",
+    "composed",
     "experts",
     "experts_decoding",
     "experts_interface",
     "experts_list",
-    "forms",
-    "mlp",
+    "gated_product",
+    "head_loss",
+    "known",
     "norms",
-    "register_form",
+    "qk_norm_rope",
+    "register",
+    "residual_norm",
     "rotary",
+    "why_not",
 ]

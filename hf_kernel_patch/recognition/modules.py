@@ -17,11 +17,19 @@ def activation_of(module: Any) -> tuple[str, str | None]:
     """("silu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it)."""
     kind = type(module)
     name = _NAMES.get((kind.__module__, kind.__qualname__), "")
+    if not name and _is_silu(module):
+        return "silu", None
     if not name:
         return "", f"the activation {type(module).__name__} has no fused form"
     if touched(module):
         return "", "a hook on the activation needs the original"
     return name, None
+
+
+def _is_silu(function: Any) -> bool:
+    return getattr(function, "__module__", "") == "torch.nn.functional" and (
+        getattr(function, "__name__", "") == "silu"
+    )
 
 
 def touched(module: Any) -> bool:

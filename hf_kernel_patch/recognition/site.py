@@ -1,9 +1,9 @@
-"""One replaced place at call time: who serves it, what was there, and what its calls met."""
+"""What a replacement knows at call time: who serves it, for whom, and what its calls met."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hf_kernel_patch.registry import Kernel
@@ -16,82 +16,128 @@ counting = False
 #: Whether decoder layers decode from CUDA graphs; set by ``hf_kernel_patch.capture_decoding``.
 capturing = True
 
+Counters = list[Counter[str]]
+#: (scope or None for the module's class, name, value): a function that fused code takes the
+#: place of, and where the original would find it.
+Swallowed = tuple[Mapping[str, Any] | None, str, Any]
+
 
 class Site:
-    """What a replacement knows: the op to run, the original to hand calls back to, and a counter.
+    """One kernel on one function: the op to run, the original for fallbacks, and counters.
 
     ``options`` are the kernel's own, with what was asked for in place of their defaults.
-    ``active`` counts the patches that hold the replacement in force. At zero it delegates to the
-    original, since somebody may have captured it while it was.
+    ``active`` says whether a patch holds it in force; without, the original's code runs, since
+    somebody may have kept the function.
     """
 
     __slots__ = (
+        "_compiling",
         "_guard",
         "active",
         "counters",
         "explicit",
         "kernel",
-        "name",
+        "modules",
         "on_release",
         "op",
         "options",
         "original",
-        "replacement",
+        "swallowed",
     )
 
     def __init__(
         self,
-        name: str,
         kernel: Kernel,
         original: Any,
         explicit: bool,
         options: Mapping[str, Any] | None = None,
+        alone: bool = False,
     ):
-        self.name = name
         self.kernel = kernel
         self.op = kernel.load()
         self.original = original
         self.explicit = explicit
         self.options = {**kernel.options, **(options or {})}
-        self.replacement: Any = None
-        self.active = 0
+        self.active = False
         #: What to do when the last patch lets go of the site.
         self.on_release: Callable[[], None] | None = None
-        #: One for each patch that holds the site, so that each counts its own calls.
-        self.counters: list[Counter[str]] = []
+        #: One for each global patch that holds the site, so that each counts its own calls.
+        self.counters: Counters = []
+        #: In the scope of single models: id of a module in whose class it is in force -> counters.
+        self.modules: dict[int, Counters] | None = {} if alone else None
+        self.swallowed: tuple[Swallowed, ...] = ()
+        import torch
+
         from hf_kernel_patch.ops.guard import why_not
 
-        self._guard = why_not
+        self._guard, self._compiling = why_not, torch.compiler.is_compiling
 
-    def declines(self, *arguments: Any, unless: str | None = None) -> bool:
-        """Whether this call goes to the original; ``arguments`` are the op's.
-
-        ``unless`` is a reason that the form has found already.
-        """
+    def in_force(self, module: Any = None) -> bool:
+        """Whether the kernel may serve a call, of this module where one is known."""
         if not self.active:
+            return False
+        if self.modules is None or module is None or self._compiling():
             return True
-        reason = unless or self._guard(self.kernel, arguments) or self.kernel.refuse(*arguments)
-        self.count(reason or SERVED)
-        return reason is not None
+        # A replica of DataParallel is a copy that lives for one call.
+        return id(module) in self.modules or getattr(module, "_is_replica", False)
+
+    def declines(self, *arguments: Any, unless: str | None = None, module: Any = None) -> bool:
+        """Whether this call falls back to the original; ``arguments`` are the op's.
+
+        ``unless`` is a reason that the caller has found already, ``module`` whose call it is.
+        """
+        if not self.in_force(module):
+            return True
+        reason = (
+            unless
+            or (self.swallowed and self._replaced(module))
+            or self._guard(self.kernel, arguments)
+            or self.kernel.refuse(*arguments)
+        )
+        if counting:
+            self.count(reason or SERVED, module)
+        return bool(reason)
 
     def why_not(self, *tensors: Any) -> str | None:
         """Why torch's state or these tensors send a call to the original, whatever the op."""
         return self._guard(self.kernel, tensors)
 
-    def count(self, outcome: str) -> None:
+    def count(self, outcome: str, module: Any = None) -> None:
         """Count a call, where calls are counted."""
         if counting:
-            for counter in self.counters:
+            for counter in self._counters_of(module):
                 counter[outcome] += 1
 
+    def _counters_of(self, module: Any) -> Iterable[Counter[str]]:
+        if not self.modules:
+            return self.counters
+        if id(module) not in self.modules:
+            held = {id(one): one for each in self.modules.values() for one in each}
+            return [*self.counters, *held.values()]
+        return [*self.counters, *self.modules[id(module)]]
+
+    def _replaced(self, module: Any) -> str | None:
+        """The function that the fused code would ignore, as somebody has replaced it, if any."""
+        if self._compiling():
+            return None
+        for scope, name, value in self.swallowed:
+            now = getattr(module, name, None) if scope is None else scope.get(name)
+            if getattr(now, "__func__", now) is not value and (
+                scope is not None or module is not None
+            ):
+                return f"{name} was replaced by {_where(now)}"
+        return None
+
     def release(self) -> None:
-        """One patch less holds the replacement in force."""
-        self.active = max(0, self.active - 1)
-        if not self.active and self.on_release is not None:
+        """The last patch has let go of it."""
+        self.active = False
+        self.counters.clear()
+        if self.modules:
+            self.modules.clear()
+        if self.on_release is not None:
             self.on_release()
 
 
-def site_of(value: Any) -> Site | None:
-    """The site whose replacement the value is; a wrapper that copied its attributes is not it."""
-    site = getattr(value, "__hf_kernel_patch__", None)
-    return site if isinstance(site, Site) and site.replacement is value else None
+def _where(value: Any) -> str:
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return f"{module}'s"

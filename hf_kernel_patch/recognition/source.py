@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from hf_kernel_patch.recognition.site import site_of
+from hf_kernel_patch.recognition.function import NoSource, function_of
 
 
 @cache
@@ -24,6 +25,10 @@ def canonical(source: str) -> str:
     function = ast.parse(textwrap.dedent(source)).body[0]
     if not isinstance(function, ast.FunctionDef):
         raise ValueError(f"not the source of one function: {source[:60]!r}")
+    return _canonical(function)
+
+
+def _canonical(function: ast.FunctionDef) -> str:
     function.decorator_list, function.returns, function.name = [], None, "function"
     first = function.body[0]
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -61,10 +66,22 @@ class _Normalise(ast.NodeTransformer):
 def fingerprint(function: FunctionType) -> str | None:
     """The canonical source of a live function, or None where its source cannot be had."""
     try:
-        # The code, not the function, since getsource looks through anybody's wrapper.
-        return canonical(inspect.getsource(function.__code__))
-    except (OSError, TypeError, SyntaxError, ValueError):
+        return _canonical(copy.deepcopy(function_of(function).node))
+    except NoSource:
         return None
+
+
+def made_by_us(value: Any) -> Any:
+    """The Composed whose function a value is, or None; a wrapper that copied its name is not it."""
+    made = getattr(value, "__hf_kernel_patch__", None)
+    return made if made is not None and made.function is value else None
+
+
+def original_of(value: Any) -> Any:
+    """What stood there before a replacement of ours."""
+    while (made := made_by_us(value)) is not None:
+        value = made.original
+    return value
 
 
 def innermost(value: Any) -> Callable[..., Any]:
@@ -74,8 +91,8 @@ def innermost(value: Any) -> Callable[..., Any]:
     there is a behaviour that a replacement would drop.
     """
     while True:
-        if (site := site_of(value)) is not None:
-            value = site.original
+        if (made := made_by_us(value)) is not None:
+            value = made.original
         elif hasattr(value, "__wrapped__") and (
             _belongs_to(value, "transformers") or _belongs_to(value, "contextlib")
         ):

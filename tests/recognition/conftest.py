@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import hf_kernel_patch
-from hf_kernel_patch.recognition.rules.logits import Logits
+from hf_kernel_patch.recognition.rules.head_loss.logits import Logits
 from tests.tiny import tiny_model, tokens
 
 

@@ -101,8 +101,8 @@ def test_every_option_gives_what_the_original_gives(name: str, option: str) -> N
     with hf_kernel_patch.patched(LOSS, models=name, strict=True) as report:
         inside = run(model, **OPTIONS[option]())
     agree(inside, eager)
-    (row,) = report
-    assert (row.served, row.handed_back) == (1, {})
+    assert sum(row.served for row in report) == 1
+    assert not any(row.handed_back for row in report)
 
 
 @pytest.mark.parametrize("name", having("linear_cross_entropy"))
@@ -115,7 +115,7 @@ def test_arguments_by_position_and_a_head_with_a_bias(name: str) -> None:
     hf_kernel_patch.count_calls()
     with hf_kernel_patch.patched(LOSS, models=name, strict=True) as report:
         agree(run(model, *given), eager)
-    assert [row.served for row in report] == [1]
+    assert sum(row.served for row in report) == 1  # a table may name the model around this one
     assert "gradient of lm_head.bias" in eager
 
 

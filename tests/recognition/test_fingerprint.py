@@ -16,7 +16,7 @@ import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import locate
-from hf_kernel_patch.recognition import forms
+from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
 from tests.tiny import ROWS, TRANSFORMERS_5, modelling
 
@@ -105,32 +105,29 @@ TARGETS = [pytest.param(target, id=f"{name}-{target.qualname}") for name, target
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_installed_code_is_a_variant_of_its_form(target: Any) -> None:
+def test_the_installed_code_is_what_the_table_expects(target: Any) -> None:
     importlib.import_module(target.module)
     owner, _, value = locate(target)
-    adapter = forms()[target.form].adapter_for(value, owner)
-    assert callable(adapter), adapter
+    assert known()[target.code].why_not(value, owner) is None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_installed_code_is_no_other_form_of_the_same_op(target: Any) -> None:
+def test_the_installed_code_is_no_other_leaf_of_the_same_op(target: Any) -> None:
     importlib.import_module(target.module)
     owner, _, value = locate(target)
-    op = forms()[target.form].op
+    op = known()[target.code].op
     fitting = [
-        form.name
-        for form in forms().values()
-        if form.op == op and callable(form.adapter_for(value, owner))
+        code.name for code in known().values() if code.op == op and not code.why_not(value, owner)
     ]
-    assert fitting == [target.form]
+    assert fitting == [target.code]
 
 
-FORMS = set(forms())  # before any test registers one
+CODE = set(known())  # before any test registers one
 
 
-def test_every_form_is_in_some_table() -> None:
-    used = {target.form for table in architectures().values() for target in table.targets}
-    assert used >= FORMS
+def test_every_leaf_and_rule_is_in_some_table() -> None:
+    used = {target.code for table in architectures().values() for target in table.targets}
+    assert used >= CODE
 
 
 # -- refusal: other code under the same name
@@ -169,7 +166,7 @@ def test_the_rotary_function_over_another_rotate_half_is_refused(
     assert "rotate_half in" in refused(table, "rope", monkeypatch)
 
 
-#: form -> (architecture, qualified name, code there, other code in its place).
+#: leaf or rule -> (architecture, qualified name, code there, other code in its place).
 CHANGES = {
     "rms_norm.llama": (
         "llama",
@@ -185,9 +182,25 @@ CHANGES = {
     ),
     "rope.full": ("llama", "apply_rotary_pos_emb", "(q * cos) + (rot", "(q * cos) - (rot"),
     "rope.cast": ("olmo2", "apply_rotary_pos_emb", "q_embed.to(q_type)", "q_embed"),
-    "swiglu.gate_up_down": ("llama", "LlamaMLP.forward", "(x)) * self.up", "(x)) + self.up"),
-    "swiglu.halves": ("phi3", "Phi3MLP.forward", "states * self.act", "states + self.act"),
-    "causal_lm.dense": ("llama", "LlamaForCausalLM.forward", "= self.loss_f", "= 2 * self.loss_f"),
+    "gated_product": ("llama", "LlamaMLP.forward", "(x)) * self.up", "(x)) + self.up"),
+    "residual_norm": (
+        "qwen2",
+        "Qwen2DecoderLayer.forward",
+        "hidden_states = self.post_attention_layernorm(hidden_states)",
+        "hidden_states = self.post_attention_layernorm(2 * hidden_states)",
+    ),
+    "qk_norm_rope": (
+        "qwen3",
+        "Qwen3Attention.forward",
+        "cos, sin = position_embeddings",
+        "cos, sin = position_embeddings; query_states = query_states * 2",
+    ),
+    "head_loss": (
+        "llama",
+        "LlamaForCausalLM.forward",
+        "        loss = None",
+        "        logits = logits.clamp(max=5)",
+    ),
 }
 
 
@@ -199,8 +212,9 @@ def test_a_changed_body_is_refused(
     source = Path(modelling(home).__file__).read_text(encoding="utf-8")
     assert old in source
     table = own_module(source.replace(old, new, 1), home, qualname, form, tmp_path, monkeypatch)
-    reason = refused(table, forms()[form].op, monkeypatch)
-    assert "other code than the form" in reason or "is another function than the form" in reason
+    reason = refused(table, known()[form].op, monkeypatch)
+    said = ("other code than the leaf", "another function than the leaf", "that the rule", "line ")
+    assert any(words in reason for words in said)
 
 
 def test_the_same_body_in_a_module_of_ones_own_is_served(
@@ -260,4 +274,4 @@ def test_somebody_elses_wrapper_is_refused(
     table = Architecture("llama", {qualname: form})
     owner, name, value = locate(table.targets[0])
     monkeypatch.setattr(owner, name, foreign(value))
-    assert __name__ in refused(table, forms()[form].op, monkeypatch)
+    assert __name__ in refused(table, known()[form].op, monkeypatch)

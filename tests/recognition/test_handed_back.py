@@ -13,7 +13,7 @@ from torch.nn import functional
 import hf_kernel_patch
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from tests.probes import watched_kernel
-from tests.recognition.test_forms import ROPE, rope_inputs
+from tests.recognition.test_leaves import ROPE, rope_inputs
 from tests.tiny import (
     TRANSFORMERS_5,
     largest_error,
@@ -127,13 +127,6 @@ HANDED_BACK: list[tuple[str, str, Call, Call, str]] = [
     ("llama", "linear_cross_entropy", hook_head, loss_and_logits, "a hook on the head"),
     ("llama", "linear_cross_entropy", adapter_on_the_head, loss_and_logits, "Adapter"),
     ("llama", "linear_cross_entropy", another_loss, loss_and_logits, "another loss function"),
-    (
-        "llama",
-        "linear_cross_entropy",
-        NOTHING,
-        lambda model: model(tokens(), labels=tokens(), return_dict=False),
-        "a tuple was asked for",
-    ),
     ("llama", "linear_cross_entropy", nn.Module.eval, loss_and_logits, "the logits are wanted"),
     ("llama", "linear_cross_entropy", NOTHING, lambda model: model(tokens()), "no labels"),
     (

@@ -130,3 +130,15 @@ def test_a_detached_read_keeps_nothing_of_the_graph_alive_longer_than_the_output
     del output
     gc.collect()
     assert hidden() is None
+
+
+def test_a_tuple_that_is_asked_for_has_loss_and_logits(made: list[bool]) -> None:
+    model = tiny_model("llama").train()
+    eager = model(tokens(), labels=tokens(), return_dict=False)
+    with hf_kernel_patch.patched("linear_cross_entropy", models="llama", strict=True) as report:
+        inside = model(tokens(), labels=tokens(), return_dict=False)
+    assert type(inside) is tuple
+    torch.testing.assert_close(inside[0], eager[0], rtol=1e-6, atol=0)
+    assert torch.equal(inside[1], eager[1])
+    assert [row.served for row in report] == [1]
+    assert made == [True]

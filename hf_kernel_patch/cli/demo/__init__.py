@@ -21,7 +21,7 @@ from hf_kernel_patch.cli.printing import print_report, print_table
 from hf_kernel_patch.errors import KernelPatchError, KernelUnavailableError, unknown
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import exists_here
-from hf_kernel_patch.recognition import forms
+from hf_kernel_patch.recognition import known
 
 
 @dataclass
@@ -94,7 +94,7 @@ def choose(model: str, device: str) -> tuple[str | tuple[str, ...], str]:
     The kernels that "auto" takes there, else all in plain PyTorch that the model has places for.
     """
     targets = [target for target in architectures()[model].targets if exists_here(target)]
-    ops = {forms()[target.form].op for target in targets}
+    ops = {known()[target.code].op for target in targets}
     usable = [
         kernel
         for kernel in registry.kernels().values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hf_kernel_patch.recognition.form import Form, register_form
+from hf_kernel_patch.recognition.known import Leaf, register
 from hf_kernel_patch.recognition.modules import activation_of
 from hf_kernel_patch.recognition.site import Site
 
@@ -48,7 +48,7 @@ def _stacked(site: Site) -> Callable[..., Any]:
         tensors = hidden_states, top_k_index, top_k_weights
         asked = "" if site.explicit else _asked_for(self)
         arguments, why_not = arguments_of(self, tensors, asked)
-        if site.declines(*arguments, unless=why_not):
+        if site.declines(*arguments, unless=why_not, module=self):
             return original(self, *tensors)
         return moe(*arguments)
 
@@ -103,8 +103,8 @@ _PLAIN_LAYOUT = {
 }
 
 
-register_form(
-    Form(
+register(
+    Leaf(
         "moe.stacked",
         "moe",
         {
@@ -114,8 +114,8 @@ register_form(
         leaves=_asked_for,
     )
 )
-register_form(
-    Form(
+register(
+    Leaf(
         "moe.interleaved",
         "moe",
         {},

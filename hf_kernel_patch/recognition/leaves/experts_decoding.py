@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hf_kernel_patch.recognition.form import Form, register_form
+from hf_kernel_patch.recognition.known import Leaf, register
 from hf_kernel_patch.recognition.site import Site
 
 _TOLD = (
@@ -53,7 +53,7 @@ def _decoding(site: Site) -> Callable[..., Any]:
 
     @contextmanager
     def _optimize_model_for_decode(self: Any) -> Iterator[None]:
-        if site.active:
+        if site.in_force(self):
             yield
             return
         with original(self):
@@ -62,4 +62,4 @@ def _decoding(site: Site) -> Callable[..., Any]:
     return _optimize_model_for_decode
 
 
-register_form(Form("moe.decoding", "moe", {_TO_BATCHED: _decoding, _TO_BATCHED_ALL: _decoding}))
+register(Leaf("moe.decoding", "moe", {_TO_BATCHED: _decoding, _TO_BATCHED_ALL: _decoding}))

@@ -113,7 +113,7 @@ def _look_up() -> bool:
     elif kernel is None:
         _site = "no default kernel for this device"
     else:
-        _site = Site(f"ALL_EXPERTS_FUNCTIONS[{NAME!r}]", kernel, None, explicit=True)
+        _site = Site(kernel, None, explicit=True)
     return True
 
 

@@ -6,12 +6,29 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from hf_kernel_patch.recognition.form import Adapter, Form, register_form
+from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.modules import activation_of, hooked, hooked_everywhere
-from hf_kernel_patch.recognition.rules.mlp import GATE_UP_DOWN, GATE_UP_DOWN_INLINE, W1_W3_W2
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
 
+#: An expert, and what its projections are called.
+_EXPERTS = {
+    """
+def forward(self, x):
+    down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+    return down_proj
+""": ("gate_proj", "up_proj", "down_proj"),
+    """
+def forward(self, x):
+    return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+""": ("gate_proj", "up_proj", "down_proj"),
+    """
+def forward(self, hidden_states):
+    current_hidden_states = self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states)
+    current_hidden_states = self.w2(current_hidden_states)
+    return current_hidden_states
+""": ("w1", "w3", "w2"),
+}
 _ROUTED = """
 def forward(self, hidden_states):
     batch_size, sequence_length, hidden_dim = hidden_states.shape
@@ -86,7 +103,9 @@ def _routed(site: Site) -> Callable[..., Any]:
         from torch.nn import functional as F
 
         gate_up, down, activation, why_not = _listed(self.experts)
-        if site.declines(hidden_states, None, None, gate_up, down, activation, unless=why_not):
+        if site.declines(
+            hidden_states, None, None, gate_up, down, activation, unless=why_not, module=self
+        ):
             return original(self, hidden_states)
         if self.training and getattr(self, "jitter_noise", 0) > 0:
             low, high = 1.0 - self.jitter_noise, 1.0 + self.jitter_noise
@@ -115,7 +134,7 @@ def _chosen(site: Site) -> Callable[..., Any]:
     def moe(self: Any, hidden_states: Any, topk_indices: Any, topk_weights: Any) -> Any:
         gate_up, down, activation, why_not = _listed(self.experts)
         arguments = hidden_states, topk_indices, topk_weights, gate_up, down, activation
-        if site.declines(*arguments, unless=why_not):
+        if site.declines(*arguments, unless=why_not, module=self):
             return original(self, hidden_states, topk_indices, topk_weights)
         return op(*arguments)
 
@@ -168,25 +187,20 @@ def _names_of(forward: Any) -> tuple[str, ...]:
     """The names of gate, up and down in an expert of this forward; none if it is no plain MLP."""
     function = innermost(forward)
     found = fingerprint(function) if inspect.isfunction(function) else None
-    return next((names for source, names in _NAMES.items() if canonical(source) == found), ())
+    return next((names for source, names in _EXPERTS.items() if canonical(source) == found), ())
 
 
 # As torch.compiler.assume_constant_result does: torch.compile is not to trace the look-up.
 _names_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_NAMES = {
-    GATE_UP_DOWN: ("gate_proj", "up_proj", "down_proj"),
-    GATE_UP_DOWN_INLINE: ("gate_proj", "up_proj", "down_proj"),
-    W1_W3_W2: ("w1", "w3", "w2"),
-}
 
 
 def _block(name: str, jitter: str = "", renormalise: str = _IF_ASKED, shared: str = "") -> None:
     source = _ROUTED.format(jitter=jitter, renormalise=renormalise, shared=shared)
     variants: dict[str, Adapter] = {source: _routed}
-    register_form(Form(name, "moe", variants))
+    register(Leaf(name, "moe", variants))
 
 
-register_form(Form("moe.list_chosen", "moe", {_CHOSEN: _chosen}))
+register(Leaf("moe.list_chosen", "moe", {_CHOSEN: _chosen}))
 _block("moe.list")
 _block("moe.list_shared", shared=_SHARED)
 _block("moe.list_jitter", jitter=_JITTER, renormalise=_ALWAYS)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from hf_kernel_patch.recognition.form import Adapter, Form, register_form
+from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.modules import touched
 from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.source import innermost
 
 _BODY = """
 def forward(self, hidden_states):
@@ -68,7 +70,7 @@ def _adapter(text: str) -> Adapter:
 
         def forward(self: Any, hidden_states: Any) -> Any:
             weight, eps = self.weight, getattr(self, eps_name)
-            if site.declines(hidden_states, weight, eps, offset, cast_first):
+            if site.declines(hidden_states, weight, eps, offset, cast_first, module=self):
                 return original(self, hidden_states)
             return rms_norm(hidden_states, weight, eps, offset, cast_first)
 
@@ -80,15 +82,17 @@ def _adapter(text: str) -> Adapter:
     return adapter
 
 
-FORMS = {
-    name: register_form(Form(name, "rms_norm", {text: _adapter(text)}, helpers))
+LEAVES = {
+    name: Leaf(name, "rms_norm", {text: _adapter(text)}, helpers)
     for name, text, helpers in (
         ("rms_norm.llama", LLAMA, {}),
         ("rms_norm.olmo2", OLMO2, {}),
         ("rms_norm.gemma", GEMMA, {"self._norm": GEMMA_NORM}),
     )
 }
-_seen: WeakKeyDictionary[type, tuple[Any, Norm | None]] = WeakKeyDictionary()
+for _one in LEAVES.values():
+    register(_one)
+_seen: WeakKeyDictionary[type, tuple[Any, Any, Norm | None]] = WeakKeyDictionary()
 
 
 def _gated(site: Site) -> Callable[..., Any]:
@@ -120,7 +124,7 @@ def _gate(site: Site) -> Callable[..., Any]:
 
     def serve(self: Any, hidden_states: Any, gate: Any, why_not: str | None) -> Any:
         arguments = hidden_states, self.weight, self.variance_epsilon, 0.0, True, gate
-        if site.declines(*arguments, unless=missing or why_not):
+        if site.declines(*arguments, unless=missing or why_not, module=self):
             return original(self, hidden_states, gate)
         return rms_norm(*arguments)
 
@@ -138,18 +142,24 @@ def _takes_six(function: Callable[..., Any]) -> bool:
     return True
 
 
-register_form(Form("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
+register(Leaf("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
 
 
 def norm_of(kind: type) -> Norm | None:
     """What a class of norms computes, patched by us or not; None where its code is no known one."""
-    forward = getattr(kind, "forward", None)
+    forward, helper = getattr(kind, "forward", None), getattr(kind, "_norm", None)
     seen = _seen.get(kind)
-    if seen is None or seen[0] is not forward:
-        matching = (form for form in FORMS.values() if callable(form.adapter_for(forward, kind)))
-        form = next(matching, None)
-        seen = _seen[kind] = forward, _NORMS[next(iter(form.variants))] if form else None
-    return seen[1]
+    if seen is None or seen[0] is not forward or seen[1] is not helper:
+        matching = (leaf for leaf in LEAVES.values() if leaf.why_not(forward, kind) is None)
+        leaf = next(matching, None)
+        norm = _NORMS[next(iter(leaf.variants))] if leaf else None
+        seen = _seen[kind] = forward, helper, norm
+    return seen[2]
+
+
+def modeling_of(forward: Any) -> Any:
+    """The module of transformers that a forward is written in."""
+    return sys.modules[innermost(forward).__module__]
 
 
 def norms_in(modeling: Any) -> dict[type, Norm]:
@@ -161,7 +171,7 @@ def norms_in(modeling: Any) -> dict[type, Norm]:
 def norm_arguments(
     module: Any, known: dict[type, Norm]
 ) -> tuple[tuple[Any, float, float, bool], str | None]:
-    """(weight, eps, offset, cast_first) of a norm that another form spans, or why it cannot be.
+    """(weight, eps, offset, cast_first) of a norm that a rule spans, or why it cannot be.
 
     torch.compile, which cannot read sources, looks the class up among the ``known``.
     """
@@ -170,6 +180,6 @@ def norm_arguments(
     kind = type(module)
     norm = known.get(kind) if torch.compiler.is_compiling() else norm_of(kind)
     if norm is None:
-        return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known form"
+        return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known leaf"
     why_not = "a hook on the norm needs the original" if touched(module) else None
     return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from hf_kernel_patch.recognition.form import Adapter, Form, register_form
-from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.known import Adapter, Leaf, register
+from hf_kernel_patch.recognition.site import Site, Swallowed
+from hf_kernel_patch.recognition.source import innermost, original_of
 
 ROTATE_HALF = """
 def rotate_half(x):
@@ -45,8 +48,6 @@ _PARTIAL_IN_TWO_STEPS = """
     k_embed = torch.cat([k_embed, k_pass], dim=-1)
     return q_embed, k_embed
 """
-#: The whole function, as other forms call it.
-FULL = (_V4 + _FULL, _V5 + _FULL)
 # OLMo2 casts back to q's and k's dtype, which matters where cos and sin are float32.
 _CAST = """
     q_type, k_type = q.dtype, k.dtype
@@ -88,13 +89,44 @@ def _v5(cast: bool) -> Adapter:
     return adapter
 
 
-def _form(name: str, *bodies: str, cast: bool = False) -> Form:
+def _leaf(name: str, *bodies: str, cast: bool = False) -> Leaf:
     variants = {
         head + body: adapter(cast) for body in bodies for head, adapter in ((_V4, _v4), (_V5, _v5))
     }
-    return register_form(Form(name, "rope", variants, {"rotate_half": ROTATE_HALF}))
+    leaf = Leaf(name, "rope", variants, {"rotate_half": ROTATE_HALF})
+    register(leaf)
+    return leaf
 
 
-_form("rope.full", _FULL)
-_form("rope.partial", _PARTIAL, _PARTIAL_IN_TWO_STEPS)
-_form("rope.cast", _CAST, cast=True)
+PLAIN = (
+    _leaf("rope.full", _FULL),
+    _leaf("rope.partial", _PARTIAL, _PARTIAL_IN_TWO_STEPS),
+)
+_leaf("rope.cast", _CAST, cast=True)
+#: function -> what it swallows, or why it is no plain rotary function.
+_seen: WeakKeyDictionary[Any, tuple[Swallowed, ...] | str] = WeakKeyDictionary()
+
+
+def why_not_plain(function: Any) -> str | None:
+    """Why a function, patched by us or not, is none of the ``PLAIN`` as it is now, or None."""
+    function = original_of(function)
+    seen = _seen.get(function)
+    if seen is None:
+        home = sys.modules.get(getattr(innermost(function), "__module__", ""))
+        fits = [leaf for leaf in PLAIN if home and leaf.why_not(function, home) is None]
+        seen = (
+            fits[0].swallowed(innermost(function), home)
+            if fits
+            else "the rotary function is no leaf rope.full or rope.partial"
+        )
+        _seen[function] = seen
+    if isinstance(seen, str):
+        return seen
+    for scope, name, value in seen:
+        if scope is not None and scope.get(name) is not value:
+            return f"{name} of the rotary function was replaced"
+    return None
+
+
+# torch.compile need not trace the look-up.
+why_not_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,35 +1,32 @@
 """Decoding a token: what does not depend on the cache is captured in CUDA graphs and replayed.
 
 One token through a decoder layer is bound by the host, which launches some thirty kernels. Two
-graphs a layer take their place, from the norm to the rotated heads and from the last projection
-to the second sum; the cache and the attention between them stay what they are. A graph launches
-the very kernels that it was captured from, on the same weights, so that the result has the same
-bits. What goes in is copied in and what comes out is copied out: nobody sees a graph's memory.
+graphs a layer take their place, from the norm to the rotated heads and from what follows the
+attention interface to the second sum; the cache and the attention between them stay what they are.
+All of it is the layer's own code, as it is in force, cut into pieces (``decoding_program.py``). A
+graph launches the very kernels that it was captured from, on the same weights, so that the result
+has the same bits. What goes in is copied in and what comes out is copied out: nobody sees a graph's
+memory.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from operator import is_
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition import site as calls
-from hf_kernel_patch.recognition.modules import hooked, hooked_everywhere
-from hf_kernel_patch.recognition.rules.attention import (
-    Attention,
-    attend,
-    attention_of,
-    modeling_of,
-    states,
-)
-from hf_kernel_patch.recognition.site import REPLAYED, Site, site_of
-from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.recognition.modules import hooked_everywhere
+from hf_kernel_patch.recognition.rules.decoding_parts import Parts, collecting
+from hf_kernel_patch.recognition.rules.decoding_program import Program, program_of
+from hf_kernel_patch.recognition.segments import CannotCut, Segment
+from hf_kernel_patch.recognition.site import REPLAYED, Site
+from hf_kernel_patch.recognition.source import made_by_us
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.ops.graphs import Graph
+    from hf_kernel_patch.recognition.rules.decoding_block import Block, Step, Values
 
 #: A layer is captured for a batch when it has met it so often: the first calls compile kernels.
 CALLS_BEFORE = 2
@@ -38,250 +35,243 @@ BATCHES, LARGEST_BATCH = 4, 128
 #: A layer whose modules or weights changed so often, with no more than so many replays between, is
 #: captured no more.
 CHANGES, REPLAYS_BETWEEN = 2, 64
+#: Types that a key may hold by value.
+_PLAIN = (type(None), bool, int, float, str)
 _WITHOUT = "served without CUDA graphs: "
-#: What a layer hands to its attention that is not for the attention interface.
-_OWN = {"attention_mask", "past_key_values", "position_embeddings"}
-#: Modules whose forward may be captured: it has no effect but its result.
-_HOMES = ("torch.nn.", "transformers.")
-
-Decode = Callable[[Any, Any, dict[str, Any]], Any]
 
 
-def decoder(site: Site, spec: Any) -> Decode:
-    """decode(layer, hidden_states, given) of a decoder layer's form.
+def _cuda() -> Any:
+    from hf_kernel_patch.ops import graphs
 
-    ``spec`` is the form's ``decoder_layer.Layer`` and ``given`` the layer's other arguments by
-    name. It returns the layer's output, or None where the layer has to run as it is.
-    """
+    return graphs
+
+
+#: A kernel's device -> what gives the module with ``capture``, ``stream``, ``busy``, ``elsewhere``
+#: for it. Layers of kernels for other devices are not captured.
+GRAPHS: dict[str, Callable[[], Any]] = {"cuda": _cuda}
+
+#: (layer, its other arguments in order) -> the layer's result, or None where it runs as it is.
+Decode = Callable[..., Any]
+
+
+def decoder(site: Site, name: str) -> Decode:
+    """What a decoder layer's forward, in which it has this name, asks before anything else."""
     import torch
 
+    graphs, tensor = GRAPHS[site.kernel.device](), torch.Tensor
+    compiling, with_gradients = torch.compiler.is_compiling, torch.is_grad_enabled
     layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
-    site.on_release = layers.clear
+    programs: _Programs = {}
 
-    def decode(layer: Any, hidden_states: Any, given: dict[str, Any]) -> Any:
-        if not calls.capturing or torch.is_grad_enabled() or hidden_states.dim() != 3:
+    def release() -> None:
+        layers.clear()
+        programs.clear()
+
+    def decode(layer: Any, hidden_states: Any, *given: Any) -> Any:
+        if compiling() or not calls.capturing or with_gradients():
+            return None
+        if not isinstance(hidden_states, tensor) or hidden_states.dim() != 3:
             return None
         batch, length, _ = hidden_states.shape
-        cache, embeddings = given.get("past_key_values"), given.get("position_embeddings")
-        if length != 1 or batch > LARGEST_BATCH or cache is None or embeddings is None:
+        if length != 1 or batch > LARGEST_BATCH or not site.in_force(layer):
             return None
-        if layer.training or torch.is_autocast_enabled("cuda") or _collecting():
+        if layer.training or hooked_everywhere() or collecting():
             return None
-        if hooked_everywhere():
-            return None
-        if site.why_not(hidden_states, *embeddings) or torch.cuda.is_current_stream_capturing():
+        if site.why_not(hidden_states) or graphs.busy():
             return None
         if (known := layers.get(layer)) is None:
-            known = layers[layer] = _Layer(layer, site, spec)
-        if hidden_states.get_device() == torch.cuda.current_device():
-            return known.decode(layer, hidden_states, embeddings, cache, given)
-        with torch.cuda.device(hidden_states.device):
-            return known.decode(layer, hidden_states, embeddings, cache, given)
+            known = layers[layer] = _Layer(layer, site, name, graphs, programs)
+        with graphs.elsewhere(hidden_states) or nullcontext():
+            return known.decode(layer, (layer, hidden_states, *given))
 
+    site.on_release = release
     return decode
+
+
+class _Graphs(NamedTuple):
+    """What replaces a layer around its attention, on a list of values that grows."""
+
+    before: Block
+    attend: Step
+    after: Block
+    #: From the second graph to the result; the MLP too, where it is not in the graph.
+    rest: list[Step]
+    #: From the attention interface to the result, for values that the second graph does not fit.
+    eager: list[Step]
 
 
 class _Layer:
     """The graphs of one layer, by what goes in, and what has to stay for them to be valid."""
 
-    def __init__(self, layer: Any, site: Site, spec: Any):
-        self._site, self._spec = site, spec
+    def __init__(self, layer: Any, site: Site, name: str, graphs: Any, programs: _Programs):
+        import torch
+
+        self._site, self._name, self._graphs, self._programs = site, name, graphs, programs
         self._lock = threading.Lock()
-        self._why_not: str | None = None
         self._changes = self._replays = 0
         self._calls: dict[tuple[Any, ...], int] = {}
-        self._graphs: dict[tuple[Any, ...], _Graphs] = {}
-        self._parts = _Parts(layer)
+        self._captured: dict[tuple[Any, ...], _Graphs] = {}
+        self._tensor = torch.Tensor
+        self._look_at(layer)
 
-    def decode(
-        self, layer: Any, hidden_states: Any, embeddings: Any, cache: Any, given: dict[str, Any]
-    ) -> Any:
+    def _look_at(self, layer: Any) -> None:
+        """The layer's parts as they are now, and its program or why there is none."""
+        self._program: Any = None
+        self._why_not = None
+        self._captured.clear()
+        made = _program(layer, self._site, self._name, self._programs)
+        if isinstance(made, str):
+            self._why_not = f"{_WITHOUT}{made}"
+            self._parts = Parts(layer)
+            return
+        self._program = made
+        self._inputs = _inputs(made)
+        self._parts = Parts(layer, made.scope)
+
+    def decode(self, layer: Any, given: tuple[Any, ...]) -> Any:
         with self._lock:
-            graphs = self._graphs_for(layer, hidden_states, embeddings)
-        if graphs is None:
+            found = self._ready(layer, given)
+        if found is None:
             if self._why_not is not None:
-                self._site.count(self._why_not)
+                self._site.count(self._why_not, layer)
             return None
+        values, graphs = found
+        if graphs is None:
+            return values
         with self._lock:
-            (heads,) = graphs.before.replay(hidden_states, *embeddings)
-        kwargs = {name: value for name, value in given.items() if name not in _OWN}
-        out, _ = attend(
-            layer.self_attn,
-            graphs.attention,
-            graphs.modeling,
-            heads.split(graphs.heads, dim=1),
-            embeddings,
-            given.get("attention_mask"),
-            cache,
-            kwargs,
-        )
+            graphs.before.replay(values)
+        slots, function = graphs.attend
+        values += function(*[values[slot] for slot in slots])
+        if not graphs.after.fits(values):
+            self._site.count(f"{_WITHOUT}its attention gives other shapes than before", layer)
+            return _result(graphs.eager, values)
         with self._lock:
-            found = graphs.after.replay(out, hidden_states)
-        self._site.count(REPLAYED)
-        return found[0] if graphs.whole else self._spec.feed(layer, *found)
+            graphs.after.replay(values)
+        self._site.count(REPLAYED, layer)
+        return _result(graphs.rest, values)
 
-    def _graphs_for(self, layer: Any, hidden_states: Any, embeddings: Any) -> _Graphs | None:
-        """The graphs for these shapes; None before it is time, or where there are none."""
+    def _ready(self, layer: Any, given: tuple[Any, ...]) -> tuple[Any, _Graphs | None] | None:
+        """(values, graphs) of this call, or (its result, None); None where it has to run as it is.
+
+        That is before it is time, or where there are no graphs.
+        """
         if self._changes > CHANGES:
             return None
         if not self._parts.unchanged():
             self._changes = self._changes + 1 if self._replays <= REPLAYS_BETWEEN else 1
-            self._parts, self._replays, self._why_not = _Parts(layer), 0, None
-            self._graphs.clear()
+            self._replays = 0
+            self._look_at(layer)
             if self._changes > CHANGES:
                 self._why_not = f"{_WITHOUT}the layer's modules or weights keep changing"
         if self._why_not is not None:
             return None
-        from hf_kernel_patch.ops.graphs import stream
-
-        cos, _ = embeddings
-        key = (*hidden_states.shape, hidden_states.dtype, *cos.shape, cos.dtype, stream())
-        config = getattr(layer.self_attn, "config", None)
-        key = (*key, getattr(config, "_experts_implementation", None))
-        if (graphs := self._graphs.get(key)) is not None:
+        values = [*given, *self._program.hand_over(*given)]
+        key = (self._graphs.stream(), *self._key(layer, values))
+        if (graphs := self._captured.get(key)) is not None:
             self._replays += 1
-            return graphs
+            return values, graphs
         self._calls[key] = self._calls.get(key, 0) + 1
-        if self._calls[key] <= CALLS_BEFORE or len(self._graphs) >= BATCHES:
+        if self._calls[key] <= CALLS_BEFORE or len(self._captured) >= BATCHES:
             return None
-        made = _capture(layer, self._site, self._spec, (hidden_states, *embeddings), self._parts)
-        if isinstance(made, str):
-            self._why_not = f"{_WITHOUT}{made}"
+        return self._capture(layer, values, key)
+
+    def _key(self, layer: Any, values: Values) -> list[Any]:
+        """What graphs are made for: shapes, and all else that the code before them is given."""
+        config = vars(getattr(layer, self._program.attended)).get("config")
+        key: list[Any] = [getattr(config, "_experts_implementation", None)]
+        for slot in self._inputs:
+            value = values[slot]
+            for one in value if type(value) in (tuple, list) else (value,):
+                if isinstance(one, self._tensor):
+                    key += one.shape, one.dtype
+                else:
+                    key.append(one if type(one) in _PLAIN else type(one))
+        return key
+
+    def _capture(
+        self, layer: Any, values: Values, key: tuple[Any, ...]
+    ) -> tuple[Any, _Graphs | None] | None:
+        """The result of a call whose graphs are captured on the way."""
+        from hf_kernel_patch.recognition.rules.decoding_block import needed, run, steps
+
+        program: Program = self._program
+        if why_not := self._parts.why_not():
+            self._why_not = f"{_WITHOUT}{why_not}"
             return None
-        self._graphs[key] = made
-        return made
+        middle, after, ending = program.middle, program.after, (program.mlp, program.tail)
+        later = needed([middle, *after, *ending])
+        before = self._block(program.before, program.slots, values, later)
+        if isinstance(before, str):
+            self._why_not = f"{_WITHOUT}{before}"
+            return None
+        block, slots = before
+        block.replay(values)
+        (attend,), slots = steps([middle], slots, len(values))
+        # From here on the cache has its token: this call ends by these pieces, in whatever way.
+        run([attend], values)
+        eager, _ = steps([*after, *ending], slots, len(values))
+        for inside, rest in (([*after, program.mlp], ending[1:]), ([*after], ending)):
+            # Without the MLP where it has experts that ask the device what to do.
+            found = self._block(inside, slots, values, needed(rest))
+            if not isinstance(found, str):
+                break
+        else:
+            self._why_not = f"{_WITHOUT}{found}"
+            return _result(eager, values), None
+        found[0].replay(values)
+        last, _ = steps(rest, found[1], len(values))
+        self._captured[key] = _Graphs(block, attend, found[0], last, eager)
+        self._site.count(REPLAYED, layer)
+        return _result(last, values), None
 
+    def _block(
+        self, segments: Sequence[Segment], slots: dict[str, int], values: Values, later: list[str]
+    ) -> tuple[Block, dict[str, int]] | str:
+        """A captured piece and where its values are, or why there is none."""
+        import torch
 
-class _Parts:
-    """The modules and weights inside of a layer, as they were."""
+        from hf_kernel_patch.recognition.rules.decoding_block import CannotCapture, captured
 
-    def __init__(self, layer: Any):
-        modules = list(layer.modules())[1:]  # the layer's own hooks run whether captured or not
-        self.modules = modules
-        self._slots = [(m._modules, name) for m in [layer, *modules] for name in m._modules]
-        self._children = [mapping[name] for mapping, name in self._slots]
-        self._kinds = [type(module) for module in modules]
-        self._forwards = [kind.forward for kind in self._kinds]
-        self._training = [module.training for module in modules]
-        self._touched = list(map(_touched, modules))
-        held = [kept for m in modules for kept in (m._parameters, m._buffers)]
-        self._places = [
-            (kept, n) for kept in held for n, value in kept.items() if value is not None
-        ]
-        self.tensors = [kept[name] for kept, name in self._places]
-        # A subclass, such as a quantised weight, may have no memory of its own.
-        self._plain = [tensor for tensor in self.tensors if _is_plain(tensor)]
-        self._pointers = [tensor.data_ptr() for tensor in self._plain]
-        self._scope = getattr(innermost(type(layer.self_attn).forward), "__globals__", {})
-        self._rotary = self._scope.get("apply_rotary_pos_emb")
-
-    def unchanged(self) -> bool:
-        """Whether every module, its class's forward and every weight's memory is what it was."""
-        return (
-            list(map(_touched, self.modules)) == self._touched
-            and all(map(is_, [mapping.get(n) for mapping, n in self._slots], self._children))
-            and all(map(is_, map(type, self.modules), self._kinds))
-            and all(map(is_, [kind.forward for kind in self._kinds], self._forwards))
-            and [module.training for module in self.modules] == self._training
-            and all(map(is_, [kept.get(name) for kept, name in self._places], self.tensors))
-            and [tensor.data_ptr() for tensor in self._plain] == self._pointers
-            and self._scope.get("apply_rotary_pos_emb") is self._rotary
-        )
-
-    def why_not(self) -> str | None:
-        """Why a layer of these parts cannot be captured."""
-        for module, kind in zip(self.modules, self._kinds):
-            if not kind.__module__.startswith(_HOMES):
-                return f"{kind.__qualname__} of {kind.__module__} is no part of transformers"
-            if _touched(module):
-                return f"a hook on {kind.__qualname__} needs the original"
-        for tensor in self.tensors:
-            if not _is_plain(tensor):
-                return f"a weight is a {type(tensor).__name__}"
-        return None
-
-
-def _is_plain(tensor: Any) -> bool:
-    import torch
-
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
-
-
-def _touched(module: Any) -> bool:
-    """As ``hooked``, but for the hooks by which transformers collects outputs when asked to."""
-    if not hooked(module):
-        return False
-    hooks = module._forward_hooks.values()
-    if not hooks or any("output_capturing" not in str(hook.__module__) for hook in hooks):
-        return True
-    return "forward" in vars(module) or bool(module._forward_pre_hooks or module._backward_hooks)
-
-
-def _collecting() -> bool:
-    """Whether transformers collects outputs from inside of layers, by hooks, in this call."""
-    module = sys.modules.get("transformers.utils.output_capturing")
-    collected = None if module is None else module._active_collector.get()
-    return any(key != "hidden_states" and key[0] != "_" for key in collected or ())
-
-
-class _Graphs(NamedTuple):
-    """What replaces a layer around its attention."""
-
-    #: (hidden_states, cos, sin) -> q, k and v side by side, (B, all heads, 1, D).
-    before: Graph
-    #: (attention's output, hidden_states) -> the layer's output; the norm and the sum if not whole.
-    after: Graph
-    heads: list[int]
-    attention: Attention
-    modeling: Any
-    #: Whether the MLP is captured too.
-    whole: bool
-
-
-def _capture(
-    layer: Any, site: Site, spec: Any, examples: Sequence[Any], parts: _Parts
-) -> _Graphs | str:
-    """The graphs of a layer for inputs like these, or the reason why there are none."""
-    import torch
-
-    from hf_kernel_patch.ops.graphs import capture
-
-    attention: Any = layer.self_attn
-    forward = type(attention).forward
-    if why_not := parts.why_not():
-        return why_not
-    known = attention_of(forward)
-    if known is None:
-        return f"{type(attention).__name__} is no known attention"
-    rotary = innermost(forward).__globals__["apply_rotary_pos_emb"]
-    fused = site_of(forward)
-    sizes: list[int] = []
-
-    def before(hidden_states: Any, cos: Any, sin: Any) -> tuple[Any, ...]:
-        x = layer.input_layernorm(hidden_states)
-        q_k_v = states(attention, known, x, (cos, sin), rotary, fused, {})
-        if len({part.dtype for part in q_k_v}) > 1:
-            raise TypeError("q, k and v differ in dtype")
-        sizes[:] = [part.shape[1] for part in q_k_v]
-        return (torch.cat(q_k_v, dim=1),)
-
-    def after(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
-        return (spec.feed(layer, x, residual),)
-
-    def without_mlp(out: Any, residual: Any) -> tuple[Any, ...]:
-        residual, x = spec.add_and_norm(layer, site, {}, attention.o_proj(out), residual)
-        return x, residual
-
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            first = capture(before, examples)
-            (heads,) = first.outputs
-            out = heads.new_zeros(heads.shape[0], 1, sizes[0] * heads.shape[-1])
+        with torch.inference_mode(False), torch.no_grad():
             try:
-                second, whole = capture(after, (out, examples[0])), True
-            except Exception:  # experts that ask the device what to do
-                second, whole = capture(without_mlp, (out, examples[0])), False
-        except Exception as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return _Graphs(first, second, sizes, known, modeling_of(forward), whole)
+                return captured(self._graphs.capture, segments, slots, values, later)
+            except CannotCapture as error:
+                return str(error)
+            except Exception as error:
+                text = str(error).splitlines()
+                return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _result(steps: list[Step], values: Values) -> Any:
+    """What the last step gives, after the others."""
+    for slots, function in steps[:-1]:
+        values += function(*[values[slot] for slot in slots])
+    slots, function = steps[-1]
+    return function(*[values[slot] for slot in slots])
+
+
+#: By what a layer and its modules run.
+_Programs = dict[tuple[Any, ...], Program | str]
+
+
+def _program(layer: Any, site: Site, name: str, known: _Programs) -> Program | str:
+    """The program of a layer in whose forward the site is, or why there is none."""
+    composed = (made_by_us(vars(kind).get("forward")) for kind in type(layer).__mro__)
+    forward = next((m.function for m in composed if m and site in m.sites.values()), None)
+    if forward is None:
+        return f"{type(layer).__name__} runs another forward"
+    key = forward, *[(n, type(child).forward) for n, child in layer.named_children()]
+    if key not in known:
+        try:
+            known[key] = program_of(forward, name, layer)
+        except CannotCut as error:
+            known[key] = str(error)
+    return known[key]
+
+
+def _inputs(program: Program) -> list[int]:
+    """The slots of what the code before the attention is given, but for the modules."""
+    from hf_kernel_patch.recognition.rules.decoding_block import needed
+
+    names = [name for name in needed(program.before) if not name.endswith(".self")]
+    return [program.slots[name] for name in names]

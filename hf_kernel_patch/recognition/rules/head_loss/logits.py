@@ -6,10 +6,39 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.errors import KernelPatchWarning
-from hf_kernel_patch.recognition.rules.lazy import Pending, deferred_tensor
+from hf_kernel_patch.recognition.rules.head_loss.lazy import Pending, deferred_tensor
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.recognition.rules.causal_lm import Between
+    from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
+
+#: What is done to the logits between head and loss, in this order: divide or multiply them by a
+#: number ("/", "*"), or cap their size at one ("cap", None for no cap).
+Between = tuple[tuple[str, Any], ...]
+
+
+def between_applied(between: Between, logits: Any) -> Any:
+    """The logits after these steps."""
+    import torch
+
+    for step, by in between:
+        if step == "/":
+            logits = logits / by
+        elif step == "*":
+            logits = logits * by
+        elif by is not None:
+            logits = torch.tanh(logits / by) * by
+    return logits
+
+
+def scale_and_cap(between: Between) -> tuple[float, float | None]:
+    """The factor of the logits and the cap of their size, as the op takes them."""
+    scale, cap = 1.0, None
+    for step, by in between:
+        if step == "cap":
+            cap = by
+        else:
+            scale = scale / by if step == "/" else scale * by
+    return scale, cap
 
 
 class OptimizerSteps:
@@ -39,21 +68,28 @@ class OptimizerSteps:
 class Logits(Pending):
     """The logits that the head gives, as they would have been computed in the forward."""
 
-    def __init__(self, model: Any, between: Between, hidden: Any, steps: OptimizerSteps):
+    metrics: Metrics | None = None
+
+    def __init__(self, head: Any, between: Between, hidden: Any, steps: OptimizerSteps):
         import torch
 
         super().__init__()
-        kind, head = hidden.device.type, model.lm_head
-        self.model, self.between, self.hidden, self._steps = model, between, hidden, steps
-        self.head, self.weight, self.bias = head, head.weight, head.bias
+        kind = hidden.device.type
+        self.head, self.between, self.hidden, self._steps = head, between, hidden, steps
+        #: The logits that the head itself gave, where they were needed in the forward.
+        self.computed: Any = None
         self.casts = torch.is_autocast_enabled(kind)
         self.dtype = torch.get_autocast_dtype(kind) if self.casts else hidden.dtype
         self._records, self._infers = torch.is_grad_enabled(), False
         self._stamp: tuple[Any, ...] = ()
         if not torch.compiler.is_compiling():  # which can't ask, or would compile anew for each
             self._infers = torch.is_inference_mode_enabled()
-            steps.watch()
-            self._stamp = steps.count, *_stamp_of(self.weight)
+
+    def of_the_head(self) -> Any:
+        """The logits, computed now as the original does: by the head, and the steps after it."""
+        if self.computed is None:
+            self.computed = between_applied(self.between, self.head(self.hidden))
+        return self.computed
 
     def make(self) -> Any:
         import torch
@@ -88,12 +124,16 @@ class Logits(Pending):
         with torch.autocast(self.hidden.device.type, self.dtype, enabled=self.casts):
             bias = None if bias is None else bias.to(kind)
             logits = functional.linear(self.hidden, weight.to(kind), bias)
-            return self.between.apply(self.model, logits)
+            return between_applied(self.between, logits)
 
     def stand_in(self) -> Any:
         """A tensor in place of them; while torch.compile is tracing, this object."""
         import torch
 
+        self.weight, self.bias = self.head.weight, self.head.bias
+        if not torch.compiler.is_compiling():
+            self._steps.watch()
+            self._stamp = self._steps.count, *_stamp_of(self.weight)
         if torch.compiler.is_compiling():
             return self
         shape = (*self.hidden.shape[:-1], self.weight.shape[0])

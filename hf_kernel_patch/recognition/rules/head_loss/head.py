@@ -34,7 +34,7 @@ def fixed_cross_entropy(source, target, num_items_in_batch=None, ignore_index=-1
 """
 
 
-def why_not_head(head: Any, vocabulary: int) -> str | None:
+def why_not_head(head: Any, vocabulary: int | None) -> str | None:
     """Why this head is not a plain product with a weight of its own, (vocabulary, hidden)."""
     from torch import nn
 
@@ -70,11 +70,11 @@ class Loss:
             if fingerprint(code) != canonical(source):
                 self._unknown = f"{code.__qualname__} of {code.__module__} is other code"
 
-    def why_not(self, model: Any) -> str | None:
-        """Why the model's loss is another one."""
+    def why_not(self, function: Any) -> str | None:
+        """Why a model's loss function is another one."""
         from torch.nn import functional
 
-        if model.loss_function is not self._outer:
+        if function is not self._outer:
             return "the model has another loss function"
         if self._unknown is not None:
             return self._unknown

@@ -180,7 +180,7 @@ def test_a_report_counts_the_calls_of_its_own_patch() -> None:
 
 def test_an_adapter_with_other_parameters_is_an_error() -> None:
     norm = modelling("llama").LlamaRMSNorm
-    site = Site("here", kernels()["torch_fused_rmsnorm"], norm.forward, explicit=True)
+    site = Site(kernels()["torch_fused_rmsnorm"], norm.forward, explicit=True)
 
     def adapter(site: Site) -> Callable[..., Any]:
         return lambda self, x, eps: x

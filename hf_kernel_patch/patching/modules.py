@@ -1,0 +1,187 @@
+"""One record for each module of a model that is patched alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry
+from hf_kernel_patch.patching.lookup import is_plain_bound
+from hf_kernel_patch.patching.records import Record, bound_to, changed, ledger, requests_on
+from hf_kernel_patch.patching.report import Row
+from hf_kernel_patch.patching.subclass import root_of, subclass
+from hf_kernel_patch.recognition import Composed, Request, composed
+from hf_kernel_patch.recognition.source import original_of
+
+OWN_FORWARDS = ("forward", "_old_forward")
+_patched: dict[int, Module] = {}
+
+
+@dataclass(eq=False)
+class Wish:
+    """What one application asks of a method of one module, and the row that reports it."""
+
+    method: str
+    request: Request
+    row: Row
+    application: Any
+
+
+class Module:
+    """The wishes in force on a module, and the subclass that it takes for them.
+
+    A method is made of all of them and of what is asked of its class's globally; of several for
+    the same leaf or rule the newest is served, and a module's own before a global one.
+    """
+
+    def __init__(self, module: Any):
+        self.root = root_of(type(module))
+        self.wishes: list[Wish] = []
+        self._key = key = id(module)
+        self._module = weakref.ref(module, lambda _: _forget(key))
+        self._class: Entry | None = None
+        self._forwards: list[tuple[Entry, Callable[[Any], Any]]] = []
+        self._composed: dict[str, Composed] = {}
+
+    @property
+    def module(self) -> Any:
+        """The module, or None where it is gone."""
+        return self._module()
+
+    def original(self, method: str) -> Any:
+        """What the module's own class runs."""
+        return original_of(getattr(self.root, method))
+
+    def asks(self, method: str, request: Request) -> bool:
+        """Whether an equal request is served already."""
+        newest = {one.request.code: one.request for one in self.wishes if one.method == method}
+        return newest.get(request.code) == request
+
+    def add(self, wish: Wish) -> None:
+        """Put one wish more in force."""
+        self.wishes.append(wish)
+        try:
+            self._update()
+        except BaseException:
+            self.wishes.remove(wish)
+            raise
+        _patched[self._key] = self
+
+    def remove(self, wishes: list[Wish]) -> list[str]:
+        """End wishes; labels of what a foreign patch keeps from the original."""
+        self.wishes = [one for one in self.wishes if one not in wishes]
+        if self.wishes:
+            self._update()
+            return []
+        self._leave({})
+        _patched.pop(self._key, None)
+        entries = [*(entry for entry, _ in self._forwards), *([self._class] if self._class else ())]
+        labels = [ledger.pop(entry) for entry in reversed(entries)]
+        return [label for label in labels if label]
+
+    def refresh(self, record: Record) -> None:
+        """What is asked globally of some function has changed."""
+        if any(self.original(method) is record.original for method in self._composed):
+            self._update()
+
+    def unreached(self) -> Any:
+        """A forward that the module owns itself and that hides its class's, or None."""
+        module = self.module
+        own = [vars(module)[name] for name in OWN_FORWARDS if name in vars(module)]
+        return own[0] if own and not self._forwards else None
+
+    def _update(self) -> None:
+        module = self.module
+        if module is None:
+            return
+        made: dict[str, Composed] = {}
+        for method in dict.fromkeys(one.method for one in self.wishes):
+            original = self.original(method)
+            asked = requests_on(original)
+            requests = {one.code: one for one in (asked.requests if asked else ())}
+            requests |= {w.request.code: w.request for w in self.wishes if w.method == method}
+            made[method] = composed(original, self.root, tuple(requests.values()), alone=True)
+            self._enter(method, made[method], asked)
+        kind = subclass(self.root, {name: one.function for name, one in made.items()}, adopt)
+        if self._class is None:
+            self._class = ledger.push(ClassOf(module), kind)
+        else:
+            ledger.replace(self._class, kind)
+        self._leave(made)
+        self._composed = made
+        if "forward" in made:
+            self._reach(module, made["forward"])
+
+    def _enter(self, method: str, made: Composed, asked: Record | None) -> None:
+        """Let the sites know the module, and whose calls to count."""
+        for request, site in made.sites.items():
+            rows = [w.row for w in self.wishes if w.method == method and w.request == request]
+            counters = [row.calls for row in rows]
+            if not counters and asked is not None:
+                counters = asked.counters(request)
+            assert site.modules is not None
+            site.modules[self._key] = counters
+            site.active = True
+
+    def _leave(self, made: dict[str, Composed]) -> None:
+        """Take the module from the sites that no longer serve it."""
+        kept = {id(site) for one in made.values() for site in one.sites.values()}
+        for one in self._composed.values():
+            for site in one.sites.values():
+                if id(site) not in kept and site.modules is not None:
+                    site.modules.pop(self._key, None)
+                    if not site.modules:
+                        site.release()
+
+    def _reach(self, module: Any, made: Composed) -> None:
+        """The class's forward that the module owns, bound to itself, becomes ours too."""
+        for entry, bind in self._forwards:
+            ledger.replace(entry, bind(made.function))
+        held = {entry.slot.name for entry, _ in self._forwards}
+        for name in OWN_FORWARDS:
+            value = vars(module).get(name)
+            if name not in held and is_plain_bound(value, module, made.original):
+                bind = bound_to(module)
+                slot = Attribute(module, name, may_vanish=True)
+                self._forwards.append((ledger.push(slot, bind(made.function)), bind))
+
+    def forget(self) -> None:
+        """The module is gone."""
+        self._leave({})
+
+
+def module_patch(module: Any) -> Module:
+    """The record of a module; a new one is kept when something is added."""
+    return _patched.get(id(module)) or Module(module)
+
+
+def adopt(module: Any, twin: Any) -> None:
+    """Keep a copy of a patched module patched; ``twin`` comes in its original class."""
+    known = _patched.get(id(module))
+    if known is None or known.module is not module:
+        return
+    with ledger.lock:
+        copied = Module(twin)
+        for name in OWN_FORWARDS:
+            function = getattr(vars(twin).get(name), "__func__", None)
+            if function is not None and original_of(function) is not function:
+                vars(twin)[name] = bound_to(twin)(original_of(function))
+        for wish in known.wishes:
+            copied.add(Wish(wish.method, wish.request, wish.row, wish.application))
+            wish.application.modules.append(copied)
+
+
+def _forget(key: int) -> None:
+    known = _patched.pop(key, None)
+    if known is not None:
+        known.forget()
+
+
+def _refresh(record: Record) -> None:
+    for known in list(_patched.values()):
+        known.refresh(record)
+
+
+changed.append(_refresh)

@@ -1,0 +1,138 @@
+"""One record for each function that is patched globally: the original and what is asked of it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from hf_kernel_patch.patching.ledger import Entry, Ledger, Slot
+from hf_kernel_patch.patching.report import Row
+from hf_kernel_patch.recognition import Composed, Request, composed
+from hf_kernel_patch.recognition.source import original_of
+
+ledger = Ledger()
+_records: dict[int, Record] = {}
+#: Told of each record whose function has become another.
+changed: list[Callable[[Record], None]] = []
+
+
+@dataclass(eq=False)
+class Holder:
+    """A request in force, and the row that reports it."""
+
+    request: Request
+    row: Row
+
+
+class Record:
+    """An original, the requests in force on it, and every slot that holds what is made of both.
+
+    What is installed is always made of the original and of all requests: of several for the same
+    leaf or rule, the newest is served.
+    """
+
+    def __init__(self, original: Any, owner: Any):
+        self.original, self.owner = original, owner
+        self.holders: list[Holder] = []
+        self._slots: list[tuple[Entry, Callable[[Any], Any]]] = []
+        self._made: list[Composed] = []
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """The newest request of each leaf and rule."""
+        return tuple({holder.request.code: holder.request for holder in self.holders}.values())
+
+    @property
+    def function(self) -> Any:
+        """What is installed."""
+        return self._made[-1].function
+
+    def add(self, holder: Holder) -> None:
+        """Put one request more in force; the first time, nothing holds the function yet."""
+        self.holders.append(holder)
+        try:
+            self._update()
+        except BaseException:
+            self.holders.remove(holder)
+            if not self.holders:
+                _records.pop(id(self.original), None)
+            raise
+
+    def hold(self, slot: Slot, bind: Callable[[Any], Any] = lambda function: function) -> None:
+        """Install what is made in a slot, too."""
+        if not any(entry.slot.key == slot.key for entry, _ in self._slots):
+            self._slots.append((ledger.push(slot, bind(self.function)), bind))
+
+    def remove(self, holder: Holder) -> list[str]:
+        """End a request; labels of slots that a foreign patch keeps from the original."""
+        self.holders.remove(holder)
+        if self.holders:
+            self._update()
+            return []
+        for made in self._made:
+            for site in made.sites.values():
+                site.release()
+        _records.pop(id(self.original), None)
+        labels = [ledger.pop(entry) for entry, _ in reversed(self._slots)]
+        for listener in changed:
+            listener(self)
+        return [label for label in labels if label]
+
+    def _update(self) -> None:
+        made = composed(self.original, self.owner, self.requests, alone=False)
+        if not self._made or made is not self._made[-1]:
+            self._install(made)
+        for one in self._made:
+            for request, site in one.sites.items():
+                if request in self.requests:
+                    site.counters[:] = self.counters(request)
+                    site.active = True
+                elif site.active:
+                    site.release()
+        for listener in changed:
+            listener(self)
+
+    def _install(self, made: Composed) -> None:
+        older = [one for one in self._made if one is not made]
+        self._made = [*older, made]
+        replaced = [ledger.replace(entry, bind(made.function)) for entry, bind in self._slots]
+        if all(replaced):  # else whoever has wrapped an older function still calls it
+            self._made = [made]
+            for one in older:
+                for site in one.sites.values():
+                    site.release()
+
+    def counters(self, request: Request) -> list[Any]:
+        """The counters of all rows that report this request."""
+        return [holder.row.calls for holder in self.holders if holder.request == request]
+
+
+def record_of(value: Any, owner: Any) -> Record:
+    """The record of what stood in the place of ``value``; a new one is none of ``records()``."""
+    original = original_of(value)
+    known = _records.get(id(original))
+    return known if known is not None else Record(original, owner)
+
+
+def keep(record: Record) -> None:
+    """Have ``record_of`` find it."""
+    _records[id(record.original)] = record
+
+
+def requests_on(value: Any) -> Record | None:
+    """The record of a function that is patched globally, if it is."""
+    return _records.get(id(original_of(value)))
+
+
+def bound_to(instance: Any) -> Callable[[Any], Any]:
+    """Binds a function to an instance, which it does not keep alive."""
+    reference = weakref.ref(instance)
+
+    def bind(function: Any) -> Any:
+        alive = reference()
+        return function if alive is None else MethodType(function, alive)
+
+    return bind

@@ -1,0 +1,145 @@
+"""What is installed: made from the original and from all that was asked of it, never from less."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_kernel_patch.recognition.function import Function
+from hf_kernel_patch.recognition.known import Leaf, Rule, build, free_name, known
+from hf_kernel_patch.recognition.rewriting import (
+    CannotRewrite,
+    Edit,
+    edited,
+    innermost_of,
+    rewrapped,
+    rewritten,
+)
+from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.registry import Kernel
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of one function: the leaf or rule that serves it, by which kernel, and how.
+
+    ``called`` is, for a leaf that is a function of its own, where the caller is rewritten instead:
+    (the module that holds it, its name there, the function).
+    """
+
+    code: str
+    kernel: Kernel
+    explicit: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+    called: tuple[Any, str, Any] | None = None
+
+
+class Composed:
+    """A function made for some requests, and their sites."""
+
+    def __init__(self, original: Any, function: Any, sites: Mapping[Request, Site]):
+        self.original, self.function, self.sites = original, function, sites
+        function.__hf_kernel_patch__ = self
+
+
+# Made once for a function and equal requests, so that patching again costs neither time nor a
+# recompilation under torch.compile, and so that many models share one code object.
+_made: dict[tuple[Any, ...], Composed] = {}
+
+
+def why_not(original: Any, owner: Any, request: Request) -> str | None:
+    """Why a function cannot be made for a request, or None. ``owner`` holds it."""
+    try:
+        return _why_not(original, owner, request)
+    except CannotRewrite as error:
+        return f"{_label(original)} cannot be rewritten: {error}"
+
+
+def _why_not(original: Any, owner: Any, request: Request) -> str | None:
+    code = known()[request.code]
+    if request.called is None and isinstance(code, Leaf):
+        return code.why_not(original, owner)
+    if isinstance(code, Leaf):
+        holder, _, function = request.called  # type: ignore[misc]
+        if reason := code.why_not(function, holder):
+            return reason
+    rule = _call_of(request) if isinstance(code, Leaf) else code
+    found = rule.found_in(original, owner)
+    if isinstance(found, str):
+        return found
+    source, places = found
+    edited(source, places.edits)
+    _wrapped(original, source.value, rewritten(source, (), {}))
+    return None
+
+
+def composed(original: Any, owner: Any, requests: tuple[Request, ...], alone: bool) -> Composed:
+    """The function for requests, each of which ``why_not`` has nothing against.
+
+    ``alone`` says that it is for single models, whose modules the sites then know. The order of
+    the requests does not matter; there is one of each leaf or rule.
+    """
+    key = id(original), alone, *sorted(requests, key=lambda one: one.code)
+    made = _made.get(key)
+    if made is None or made.original is not original:
+        made = _made[key] = _compose(original, owner, key[2:], alone)
+    return made
+
+
+def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) -> Composed:
+    sites: dict[Request, Site] = {}
+    edits: list[Edit] = []
+    helpers: dict[str, Any] = {}
+    source: Function | None = None
+    for request in requests:
+        code = known()[request.code]
+        site = Site(request.kernel, original, request.explicit, dict(request.options), alone)
+        sites[request] = site
+        if isinstance(code, Leaf) and request.called is None:
+            adapter: Any = code.adapter_for(original, owner)
+            site.swallowed = code.swallowed(innermost(original), owner)
+            return Composed(original, build(adapter, site), sites)
+        rule = _call_of(request) if isinstance(code, Leaf) else code
+        looked = rule.found_in(original, owner)
+        if isinstance(looked, str):
+            raise CannotRewrite(looked)
+        source, found = looked
+        edits += found.edits
+        helpers[free_name(source, rule.helper)] = rule.serve(site)
+    assert source is not None
+    label = ", ".join(request.code for request in requests)
+    inner = rewritten(source, edits, helpers, label)
+    return Composed(original, _wrapped(original, source.value, inner), sites)
+
+
+def _wrapped(original: Any, inner: Any, new: Any) -> Any:
+    if not inspect.isfunction(original):
+        raise CannotRewrite(f"a {type(original).__qualname__} stands there")
+    if innermost_of(original) is not inner:
+        raise CannotRewrite("what its wrappers wrap is not the function that runs")
+    return rewrapped(original, inner, new)
+
+
+def _call_of(request: Request) -> Rule:
+    from hf_kernel_patch.recognition.rules.leaf_call import leaf_call
+
+    assert request.called is not None
+    leaf: Any = known()[request.code]
+    return leaf_call(leaf, *request.called)
+
+
+def difference(made: Composed) -> str:
+    """The unified diff from the original's source to the rewritten one; "" for a leaf."""
+    before, after = innermost_of(made.original), innermost_of(made.function)
+    if not inspect.isfunction(after) or "hf_kernel_patch" not in after.__code__.co_filename:
+        return ""
+    old, new = (inspect.getsourcelines(one.__code__)[0] for one in (before, after))
+    return "".join(difflib.unified_diff(old, new, before.__code__.co_filename, "patched"))
+
+
+def _label(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -1,0 +1,192 @@
+"""What a decoder layer does around its attention's cache, cut out of the code that is in force.
+
+The layer's forward is cut where it calls its attention, the attention's forward after its rotary
+function and after the attention interface. What comes before and what comes after is then a
+program of segments, whose names are "layer.hidden_states" or "attention.key_states".
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any
+
+from hf_kernel_patch.recognition.function import Function, NoSource, function_of
+from hf_kernel_patch.recognition.rewriting import CannotRewrite, rewrapped
+from hf_kernel_patch.recognition.rules.decoding_cuts import (
+    attention_of,
+    call_in,
+    free,
+    mlp_of,
+    tail_of,
+    with_result,
+)
+from hf_kernel_patch.recognition.segments import (
+    CannotCut,
+    Segment,
+    body_of,
+    cut,
+    definition,
+    made,
+    parameters_of,
+    reads,
+    returned,
+    same,
+    stores,
+)
+
+LAYER, ATTENTION = "layer", "attention"
+#: Whose code may be captured: it has no effect but its result.
+HOMES = ("torch.nn.", "transformers.")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A layer in parts. A slot is a place in a list of the layer's and the attention's arguments.
+
+    Attributes:
+        slots: the names of those arguments -> their slots.
+        attended: the layer's attribute that is its attention.
+        hand_over: the layer's arguments -> the attention's, None where ``before`` computes one.
+        before: up to the rotated heads.
+        middle: cache and attention interface.
+        after: what follows, up to the MLP; and ``mlp``, from there to the result.
+        tail: what gives the layer's result its form.
+        scope: (globals, name) of everything outside that the segments use.
+    """
+
+    slots: dict[str, int]
+    attended: str
+    hand_over: Callable[..., tuple[Any, ...]]
+    before: tuple[Segment, ...]
+    middle: Segment
+    after: tuple[Segment, ...]
+    mlp: Segment
+    tail: Segment
+    scope: tuple[tuple[dict[str, Any], str], ...]
+
+
+def program_of(forward: Any, entry: str, layer: Any) -> Program:
+    """The program of a layer that runs ``forward``; raises CannotCut where there is none.
+
+    ``entry`` is the name by which the forward calls what decodes in its place.
+    """
+    own = _function(_inside(forward))
+    body = [s for s in body_of(own) if not (isinstance(s, ast.If) and entry in reads(s.test))]
+    call = call_in(own, body)
+    attention = getattr(layer, call.name)
+    outer = type(attention).forward
+    inner = _plain(outer, type(attention))
+    other = _function(inner)
+    call = call.with_arguments_named(own)
+    body[call.place : call.place + 1] = [*call.before, call.statement]
+    place = call.place + len(call.before)
+    body = with_result(own, body)
+    mlp, tail = mlp_of(layer, call.name, body, place + 1), tail_of(body)
+    mlp = min(mlp, tail)
+    if tail <= place:
+        raise CannotCut("its result is computed before its attention")
+    first, _, after, feed, last = cut(own, body, [place, place + 1, mlp, tail])
+    given, linked = call.handed_over(own, other, stores(*body[:place]))
+    live = {*after.ins, *feed.ins, *last.ins}
+    attend = attention_of(other, [name if name in live else "" for name in call.targets])
+    slots = _slots(parameters_of(own), LAYER, 0)
+    slots |= _slots(parameters_of(other), ATTENTION, len(slots))
+    return Program(
+        slots,
+        call.name,
+        _hand_over(own, given, _binder(other, outer, inner)),
+        (_of(LAYER, first), _same(LAYER, ATTENTION, linked), _of(ATTENTION, attend.before)),
+        _of(ATTENTION, attend.middle),
+        (
+            _of(ATTENTION, attend.after),
+            _same(ATTENTION, LAYER, attend.results),
+            _of(LAYER, after),
+        ),
+        _of(LAYER, feed),
+        _of(LAYER, last),
+        (*_scope(own, body), *_scope(other, body_of(other))),
+    )
+
+
+def _slots(names: Iterable[str], where: str, first: int) -> dict[str, int]:
+    return {f"{where}.{name}": first + place for place, name in enumerate(names)}
+
+
+def _of(where: str, segment: Segment) -> Segment:
+    ins, outs = ([f"{where}.{n}" for n in names] for names in (segment.ins, segment.outs))
+    return replace(segment, ins=tuple(ins), outs=tuple(outs))
+
+
+def _same(source: str, to: str, names: dict[str, str]) -> Segment:
+    """Gives names of one function the values of another's; ``names`` are {new: old}."""
+    ins, outs = names.values(), names.keys()
+    return Segment(
+        same,
+        tuple(f"{source}.{n}" for n in ins),
+        tuple(f"{to}.{n}" for n in outs),
+    )
+
+
+def _scope(function: Function, body: Sequence[ast.stmt]) -> list[tuple[dict[str, Any], str]]:
+    scope = function.value.__globals__
+    return [(scope, name) for name in sorted(reads(*body)) if name in scope]
+
+
+# -- the functions
+
+
+def _function(value: Any) -> Function:
+    if not isinstance(value, FunctionType):
+        raise CannotCut(f"a {type(value).__qualname__} stands there")
+    if not f"{value.__globals__.get('__name__')}.".startswith(HOMES):
+        raise CannotCut(f"{value.__qualname__} of {value.__module__} is no part of transformers")
+    try:
+        return function_of(value)
+    except NoSource as error:
+        raise CannotCut(str(error)) from None
+
+
+def _inside(value: Any) -> Any:
+    while hasattr(value, "__wrapped__"):
+        value = value.__wrapped__
+    return value
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """What an attention's forward runs, under wrappers that only rename arguments."""
+    while hasattr(value, "__wrapped__"):
+        if not value.__code__.co_qualname.startswith("deprecate_kwarg."):
+            raise CannotCut(f"{value.__code__.co_qualname} wraps the forward of {kind.__name__}")
+        value = value.__wrapped__
+    return value
+
+
+def _binder(function: Function, outer: Any, inner: Any) -> Any:
+    """The attention's forward, with its wrappers, as a function that returns its arguments."""
+    given = copy.deepcopy(function.node.args)
+    given.defaults, given.kw_defaults = [], [None for _ in given.kwonlyargs]
+    for argument in ast.walk(given):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    body = [returned(parameters_of(function), function.node)]
+    binder = made(function, definition(function.node.name, given, body, function.node))
+    binder.__defaults__, binder.__kwdefaults__ = inner.__defaults__, inner.__kwdefaults__
+    try:
+        return rewrapped(outer, inner, binder)
+    except CannotRewrite as error:
+        raise CannotCut(str(error)) from None
+
+
+def _hand_over(function: Function, call: ast.Call, bind: Any) -> Callable[..., Any]:
+    """The layer's arguments -> those that its attention gets."""
+    to = free(function, "bind")
+    given = ast.Call(ast.Name(to, ast.Load()), [call.func, *call.args], call.keywords)
+    place = function.node
+    statement = ast.copy_location(ast.Return(ast.copy_location(given, place)), place)
+    names = to, *parameters_of(function)
+    run = made(function, definition("hand_over", names, [statement], place))
+    return lambda *values: run(bind, *values)

@@ -1,0 +1,87 @@
+"""The calls of a leaf that is a function of its own, in the scope of one model.
+
+Globally the function itself is replaced. For one model, the forward that calls it asks at each call
+what to call instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hf_kernel_patch.recognition import site as calls
+from hf_kernel_patch.recognition.function import Function
+from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
+from hf_kernel_patch.recognition.rewriting import replace
+from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.source import innermost, original_of
+
+
+def leaf_call(leaf: Leaf, holder: Any, name: str, known: Any) -> Rule:
+    """The rule by which ``name`` becomes ``helper(self, name)``.
+
+    ``holder`` is the module that has the leaf under that name, ``known`` the leaf itself.
+    """
+
+    def find(function: Function, helper: str) -> Found:
+        found = Found()
+        if function.unfit is not None:
+            found.miss(*function.unfit)
+            return found
+        for node in function.loads(name):
+            if function.stores(name):
+                found.miss(node, f"{name} is a local name")
+                return Found(near=found.near)
+            found.edits += replace(function, node, f"{helper}(self, ", node, ")")
+        return found
+
+    def serve(site: Site) -> Callable[..., Any]:
+        return _chooser(site, leaf, holder, known)
+
+    return Rule(leaf.name, leaf.op, find, serve, leaf.op)
+
+
+def _chooser(site: Site, leaf: Leaf, holder: Any, known: Any) -> Callable[..., Any]:
+    """(module, function) -> the function, or what takes its place for this module."""
+    import torch
+
+    adapter: Any = leaf.adapter_for(known, holder)
+    swallowed = leaf.swallowed(innermost(known), holder)
+    compiling = torch.compiler.is_compiling
+
+    def replacement(counters: list[Counter[str]]) -> Callable[..., Any]:
+        own = Site(site.kernel, known, site.explicit, site.options)
+        own.active, own.counters, own.swallowed = True, counters, swallowed
+        made = build(adapter, own)
+        made.__hf_kernel_patch__ = _Made(known, made)  # type: ignore[attr-defined]
+        return made
+
+    # All modules share one, unless calls are counted, which belong to the module's model.
+    common = replacement([])
+    counted: dict[int, tuple[Any, Callable[..., Any]]] = {}
+
+    def choose(module: Any, function: Any) -> Any:
+        if not site.in_force(module):
+            return function
+        if compiling():  # a function that is patched globally is served there
+            return common if function is known else function
+        if original_of(function) is not known:
+            return function
+        if not calls.counting:
+            return common
+        counters = [*site.counters, *(site.modules or {}).get(id(module), ())]
+        held = counted.get(id(module))
+        if held is None or held[0] != list(map(id, counters)):
+            held = counted[id(module)] = list(map(id, counters)), replacement(counters)
+        return held[1]
+
+    site.on_release = counted.clear
+    return choose
+
+
+class _Made:
+    """A replacement and what it replaces."""
+
+    def __init__(self, original: Any, function: Any):
+        self.original, self.function = original, function
