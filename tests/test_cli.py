@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import models, registry
+from hf_kernel_patch import version as package_version
 from hf_kernel_patch.cli.commands import app
 from tests.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
 
@@ -27,10 +28,10 @@ def invoke(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def answer(*arguments: Any) -> Any:
-    """What a command prints as JSON."""
+def answer(*arguments: Any, code: int = 0) -> Any:
+    """What a command prints as JSON, and with which exit code."""
     result = invoke(*arguments, "--json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return json.loads(result.stdout)
 
 
@@ -112,11 +113,9 @@ def test_status_follows_the_environment(
     variable: str, value: str, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert answer("status", "llama") == {
-        "summary": f"nothing patched: {note}",
-        "note": note,
-        "rows": [],
-    }
+    found = answer("status", "llama")
+    assert found["summary"] == f"nothing patched: {note}"
+    assert (found["note"], found["rows"]) == (note, [])
 
 
 def test_status_reports_a_kernel_that_finds_no_site(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +135,8 @@ def test_status_and_doctor_report_a_module_that_cannot_be_imported() -> None:
         (row,) = answer("status", "absent")["rows"]
         assert row["outcome"] == "skipped"
         assert "No module named 'transformers.models.absent'" in row["reason"]
-        (row,) = [one for one in answer("doctor")["tables"] if one["architecture"] == "absent"]
+        found = answer("doctor", code=1)["tables"]
+        (row,) = [one for one in found if one["architecture"] == "absent"]
         assert "No module named 'transformers.models.absent'" in row["reason"]
     finally:
         del models.architectures()["absent"]
@@ -188,11 +188,14 @@ def test_doctor_names_a_foreign_patch(monkeypatch: pytest.MonkeyPatch) -> None:
         return hidden_states
 
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", forward)
-    found = [one for one in answer("doctor")["foreign"] if "LlamaRMSNorm" in one["site"]]
+    found = answer("doctor", code=1)["foreign"]
+    found = [one for one in found if "LlamaRMSNorm" in one["site"]]
     (one,) = found
     assert one["by"].endswith(f"forward of {__name__}")
     assert one["effect"] == f"patched by {__name__}: its code is not the original's"
-    text = invoke("doctor").stdout
+    result = invoke("doctor")
+    text = result.stdout
+    assert result.exit_code == 1
     assert f"skipped {one['site']}: {one['effect']}" in text
     assert f"foreign {one['site']} is {one['by']}" in text
 
@@ -224,3 +227,42 @@ def test_a_bad_variable_is_told_without_a_traceback(command: tuple[str, ...]) ->
 
 def test_version_is_the_package_s() -> None:
     assert invoke("--version").stdout.strip() == hf_kernel_patch.__version__
+
+
+def test_a_transformers_newer_than_the_tested_ones_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert answer("doctor")["newer"] == answer("status", "llama")["newer"] == ""
+    monkeypatch.setattr(package_version, "NEWEST_TRANSFORMERS", "4.51.0")
+    said = f"transformers {version('transformers')} is newer than 4.51.0, the newest that is tested"
+    assert answer("doctor")["newer"] == answer("status", "llama")["newer"] == said
+    assert said in invoke("doctor").stdout
+    assert said in invoke("status", "llama").stdout
+
+
+def test_diff_shows_what_is_rewritten_and_patches_nothing() -> None:
+    before = modeling_llama.LlamaDecoderLayer.forward
+    text = invoke("diff", "llama", "DecoderLayer").stdout
+    assert modeling_llama.LlamaDecoderLayer.forward is before
+    lines = text.splitlines()
+    kernel = registry.select(("add_rms_norm",))["add_rms_norm"].kernel_id
+    assert lines[0].endswith(f"LlamaDecoderLayer.forward: residual_norm -> {kernel}")
+    taken = [line for line in lines if line.startswith("-") and not line.startswith("---")]
+    assert taken == [
+        "-        hidden_states = residual + hidden_states",
+        "-        hidden_states = self.post_attention_layernorm(hidden_states)",
+    ]
+    source = Path(modeling_llama.__file__).read_text().splitlines()
+    (hunk,) = [line for line in lines if line.startswith("@@")]
+    first = int(hunk.split()[1][1:].split(",")[0])
+    shown = [line[1:] for line in lines if line[:1] in " -" and not line.startswith("---")]
+    assert source[first - 1 : first - 1 + len(shown)] == shown
+
+
+def test_diff_names_leaves_and_what_it_does_not_find() -> None:
+    text = invoke("diff", "llama", "RMSNorm", "--include", "rms_norm").stdout
+    assert "rms_norm.llama -> " in text and "in place of the whole function" in text
+    result = invoke("diff", "llama", "Nowhere")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "llama has no site with 'Nowhere' in its name" in result.stderr
+    assert "did you mean 'llama'" in invoke("diff", "lama").stderr

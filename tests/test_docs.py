@@ -56,7 +56,7 @@ def run(directory: Path, code: str) -> str:
 def test_a_kernel_and_an_op_of_one_s_own(tmp_path: Path) -> None:
     for number, example in enumerate(blocks("kernels.md", "python")):
         (tmp_path / f"example_{number}.py").write_text(example)
-    printed = run(tmp_path, "import example_0, example_1")
+    printed = run(tmp_path, "import example_0, example_1, example_2")
     (promised,) = blocks("kernels.md", "text")
     # the accelerator in use depends on the machine
     assert [line.partition(" use here")[0] for line in printed.splitlines()] == [

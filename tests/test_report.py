@@ -47,6 +47,9 @@ def test_json_holds_every_row(report: PatchReport) -> None:
     assert data["rows"][5] == {
         "architecture": "qwen2",
         "site": "q.Qwen2RMSNorm.forward",
+        "code": "",
+        "original": "",
+        "diff": "",
         "op": "rms_norm",
         "kernel": NORM,
         "outcome": "patched",

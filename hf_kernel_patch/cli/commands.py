@@ -1,4 +1,4 @@
-"""The command line: list, status, run, doctor, demo."""
+"""The command line: list, status, diff, run, doctor, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hf_kernel_patch import registry
-from hf_kernel_patch.cli.printing import print_json, print_report, print_table
+from hf_kernel_patch.cli.printing import print_diff, print_json, print_report, print_table
 from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.version import __version__
 
@@ -132,15 +132,37 @@ def run(
 
 
 @app.command()
+def diff(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL_DIR|MODEL_TYPE", help="Whose code.", show_default=False)
+    ],
+    site: Annotated[
+        str,
+        typer.Argument(help="Only sites whose name contains this, such as DecoderLayer."),
+    ] = "",
+    include: Annotated[
+        str, typer.Option(help="Kernel ids and ops, separated by commas; every op by default.")
+    ] = "",
+) -> None:
+    """What becomes of a model's code: the unified diff of every function that is rewritten."""
+    from hf_kernel_patch.cli.diff import differences
+
+    with _mistakes_told():
+        for row in differences(target, site, include):
+            print_diff(row)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
-    """Versions, devices, rows that would be skipped and why, foreign patches."""
+    """Versions, devices, sites that are missing and why, foreign patches; exit 1 where one is."""
     from hf_kernel_patch.cli.doctor import examine
 
     with _mistakes_told():
         found = examine()
-    if as_json:
-        return print_json(found)
     skipped = [row for row in found["tables"] if row["reason"]]
+    if as_json:
+        print_json(found)
+        raise typer.Exit(int(bool(skipped)))
     print_table(("package", "version"), [(k, v or "-") for k, v in found["versions"].items()])
     print_table(
         ("device", "name", "in use"),
@@ -154,6 +176,9 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"  skipped {row['site']}: {row['reason']}")
     for one in found["foreign"]:
         typer.echo(f"  foreign {one['site']} is {one['by']}: {one['effect']}")
+    if found["newer"]:
+        typer.echo(found["newer"])
+    raise typer.Exit(int(bool(skipped)))
 
 
 @app.command()

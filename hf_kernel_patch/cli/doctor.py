@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 from hf_kernel_patch import devices, models
@@ -13,19 +11,7 @@ from hf_kernel_patch.models import Target
 from hf_kernel_patch.patching.lookup import describe, exists_here, locate
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.source import innermost, original_of
-from hf_kernel_patch.version import __version__
-
-PACKAGES = (
-    "torch",
-    "triton",
-    "torch-npu",
-    "transformers",
-    "wrapt",
-    "kernels",
-    "liger-kernel",
-    "peft",
-    "accelerate",
-)
+from hf_kernel_patch.version import newer_than_tested, versions
 
 
 def examine() -> dict[str, Any]:
@@ -33,6 +19,7 @@ def examine() -> dict[str, Any]:
     tables = rows()
     return {
         "versions": versions(),
+        "newer": newer_than_tested(),
         "devices": found_devices(),
         "tables": tables,
         "foreign": [
@@ -41,20 +28,6 @@ def examine() -> dict[str, Any]:
             if row["foreign"]
         ],
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Package -> installed version, or None."""
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "hf-kernel-patch": __version__,
-    }
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def found_devices() -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hf_kernel_patch.patching.report import PatchReport
+from hf_kernel_patch.patching.report import PATCHED, PatchReport, Row
 
 
 def print_json(value: Any) -> None:
@@ -40,6 +40,26 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def print_diff(found: tuple[Row, str]) -> None:
+    """One site, and its diff if it has one; coloured in a terminal."""
+    row, diff = found
+    if diff:
+        what = f"{row.code} -> {row.kernel}"
+    elif row.outcome == PATCHED:
+        what = f"{row.code} -> {row.kernel}, in place of the whole function"
+    else:
+        what = f"{row.outcome}: {row.reason}"
+    console = _console()
+    if not console.is_terminal:
+        print(f"{row.site}: {what}\n{diff}")
+        return
+    from rich.syntax import Syntax
+
+    console.print(f"[bold]{row.site}[/]: {what}", highlight=False)
+    if diff:
+        console.print(Syntax(diff, "diff", background_color="default"))
 
 
 def _console() -> Any:

@@ -24,7 +24,15 @@ from hf_kernel_patch.patching.lookup import (
     shadows,
     wrapping_subclasses,
 )
-from hf_kernel_patch.patching.records import Holder, Record, bound_to, keep, ledger, record_of
+from hf_kernel_patch.patching.records import (
+    Holder,
+    Record,
+    bound_to,
+    describe_source,
+    keep,
+    ledger,
+    record_of,
+)
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.recognition import Request, known, why_not
 from hf_kernel_patch.recognition.source import original_of
@@ -143,6 +151,7 @@ class Activation:
         request = Request(target.code, kernel, self.explicit, options)
         if reason := why_not(original_of(value), owner, request):
             return reason
+        describe_source(row, request, value)
         if not isinstance(owner, type):
             self._hold(value, owner, request, row)
             return None

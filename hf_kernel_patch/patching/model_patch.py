@@ -7,6 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from hf_kernel_patch import models
@@ -18,6 +19,7 @@ from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.recognition import Request, known, why_not
+from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import Kernel, options_of
 from hf_kernel_patch.settings import is_rank_zero
@@ -119,6 +121,8 @@ class Application:
             row.outcome, row.reason = SKIPPED, reason
             return
         patch.add(Wish(method, request, row, self))
+        row.code, row.original = target.code, source_hash(patch.original(method))
+        row._diff = partial(_diff, weakref.ref(patch), method)
         if patch not in self.modules:
             self.modules.append(patch)
         row.instances = (row.instances or 0) + 1
@@ -126,6 +130,12 @@ class Application:
         if method == "forward" and (owned := patch.unreached()) is not None:
             row.outcome = SHADOWED
             row.reason = f"a module owns a forward ({describe(owned)}) and is not reached"
+
+
+def _diff(reference: weakref.ref[Module], method: str) -> str:
+    patch = reference()
+    made = None if patch is None else patch.composed.get(method)
+    return "" if made is None else difference(made)
 
 
 def _runs(module: Any, name: str, function: Any) -> bool:

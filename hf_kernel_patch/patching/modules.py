@@ -43,7 +43,7 @@ class Module:
         self._module = weakref.ref(module, lambda _: _forget(key))
         self._class: Entry | None = None
         self._forwards: list[tuple[Entry, Callable[[Any], Any]]] = []
-        self._composed: dict[str, Composed] = {}
+        self.composed: dict[str, Composed] = {}
 
     @property
     def module(self) -> Any:
@@ -83,7 +83,7 @@ class Module:
 
     def refresh(self, record: Record) -> None:
         """What is asked globally of some function has changed."""
-        if any(self.original(method) is record.original for method in self._composed):
+        if any(self.original(method) is record.original for method in self.composed):
             self._update()
 
     def unreached(self) -> Any:
@@ -110,7 +110,7 @@ class Module:
         else:
             ledger.replace(self._class, kind)
         self._leave(made)
-        self._composed = made
+        self.composed = made
         if "forward" in made:
             self._reach(module, made["forward"])
 
@@ -128,7 +128,7 @@ class Module:
     def _leave(self, made: dict[str, Composed]) -> None:
         """Take the module from the sites that no longer serve it."""
         kept = {id(site) for one in made.values() for site in one.sites.values()}
-        for one in self._composed.values():
+        for one in self.composed.values():
             for site in one.sites.values():
                 if id(site) not in kept and site.modules is not None:
                     site.modules.pop(self._key, None)

@@ -11,6 +11,7 @@ from typing import Any
 from hf_kernel_patch.patching.ledger import Entry, Ledger, Slot
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
+from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import original_of
 
 ledger = Ledger()
@@ -46,9 +47,14 @@ class Record:
         return tuple({holder.request.code: holder.request for holder in self.holders}.values())
 
     @property
+    def composed(self) -> Composed:
+        """What is installed, with its sites."""
+        return self._made[-1]
+
+    @property
     def function(self) -> Any:
         """What is installed."""
-        return self._made[-1].function
+        return self.composed.function
 
     def add(self, holder: Holder) -> None:
         """Put one request more in force; the first time, nothing holds the function yet."""
@@ -108,6 +114,18 @@ class Record:
     def counters(self, request: Request) -> list[Any]:
         """The counters of all rows that report this request."""
         return [holder.row.calls for holder in self.holders if holder.request == request]
+
+
+def describe_source(row: Row, request: Request, value: Any) -> None:
+    """Say in a row by what the code at its site is known, and which code it is."""
+    original = original_of(value)
+    row.code, row.original = request.code, source_hash(original)
+
+    def diff() -> str:
+        known = _records.get(id(original))
+        return "" if known is None else difference(known.composed)
+
+    row._diff = diff
 
 
 def record_of(value: Any, owner: Any) -> Record:

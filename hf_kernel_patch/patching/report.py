@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_kernel_patch.recognition.site import REPLAYED, SERVED
+from hf_kernel_patch.version import newer_than_tested, versions
 
 PATCHED = "patched"  #: in force
 PENDING = "pending"  #: will be, when the module is imported
@@ -34,6 +35,11 @@ class Row:
     scope: str = "global"
     instances: int | None = None
     calls: Counter[str] = field(default_factory=Counter)
+    #: The leaf or rule by which the code is known.
+    code: str = ""
+    #: The first twelve digits of the SHA-256 of the original's source.
+    original: str = ""
+    _diff: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
 
     @property
     def served(self) -> int:
@@ -47,11 +53,22 @@ class Row:
             reason: count for reason, count in self.calls.items() if not reason.startswith("served")
         }
 
+    @property
+    def diff(self) -> str:
+        """The unified diff from the original's source to the rewritten one, as it is now.
+
+        "" where a whole function is replaced, or nothing is in force.
+        """
+        return self._diff()
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "architecture": self.architecture,
             "site": self.site,
+            "code": self.code,
+            "original": self.original,
+            "diff": self.diff,
             "op": self.op,
             "kernel": self.kernel,
             "outcome": self.outcome,
@@ -111,6 +128,8 @@ class PatchReport:
         return {
             "summary": self.summary(),
             "note": self.note,
+            "versions": versions(),
+            "newer": newer_than_tested(),
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -128,6 +147,8 @@ class PatchReport:
             lines.append(f"  {row.outcome:9}{row.site} -> {row.kernel}{_details(row)}")
         for architecture, ops in waiting.items():
             lines.append(f"  {PENDING:9}{architecture}, when it is imported: {', '.join(ops)}")
+        if note := newer_than_tested():
+            lines.append(f"  {note}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

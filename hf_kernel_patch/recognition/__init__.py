@@ -1,7 +1,7 @@
 """Known code: leaves and rules, how they are recognised, and how a function is written anew."""
 
 from hf_kernel_patch.recognition.composing import Composed, Request, composed, why_not
-from hf_kernel_patch.recognition.known import Known, Leaf, Rule, build, known, register
+from hf_kernel_patch.recognition.known import Found, Known, Leaf, Rule, build, known, register
 from hf_kernel_patch.recognition.leaves import (
     experts,
     experts_decoding,
@@ -10,6 +10,7 @@ from hf_kernel_patch.recognition.leaves import (
     norms,
     rotary,
 )
+from hf_kernel_patch.recognition.rewriting import replace
 from hf_kernel_patch.recognition.rules import (
     gated_product,
     head_loss,
@@ -20,6 +21,7 @@ from hf_kernel_patch.recognition.site import Site
 
 __all__ = [
     "Composed",
+    "Found",
     "Known",
     "Leaf",
     "Request",
@@ -37,6 +39,7 @@ __all__ = [
     "norms",
     "qk_norm_rope",
     "register",
+    "replace",
     "residual_norm",
     "rotary",
     "why_not",

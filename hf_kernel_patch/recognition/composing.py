@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
+import linecache
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,11 +136,23 @@ def _call_of(request: Request) -> Rule:
 
 def difference(made: Composed) -> str:
     """The unified diff from the original's source to the rewritten one; "" for a leaf."""
-    before, after = innermost_of(made.original), innermost_of(made.function)
+    before, after = innermost_of(made.original), inspect.unwrap(made.function)
     if not inspect.isfunction(after) or "hf_kernel_patch" not in after.__code__.co_filename:
         return ""
-    old, new = (inspect.getsourcelines(one.__code__)[0] for one in (before, after))
+    # The whole files, so that the lines are those of the file.
+    old, new = (
+        linecache.getlines(one.__code__.co_filename, one.__globals__) for one in (before, after)
+    )
     return "".join(difflib.unified_diff(old, new, before.__code__.co_filename, "patched"))
+
+
+def source_hash(original: Any) -> str:
+    """The first twelve digits of the SHA-256 of a function's source, or "" where it has none."""
+    try:
+        lines, _ = inspect.getsourcelines(innermost_of(original).__code__)
+    except (AttributeError, OSError, TypeError):
+        return ""
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
 def _label(value: Any) -> str:
