@@ -237,3 +237,42 @@ def test_a_model_that_has_recorded_outputs_is_reached(name: str) -> None:
     unpatch(model)
     assert same(state(model), before)
     assert torch.equal(logits(model), eager)
+
+
+def test_modules_that_two_models_share_stay_patched_for_the_other() -> None:
+    first, second = tiny_model("llama").eval(), tiny_model("llama").eval()
+    before = state(first), state(second)
+    second.model = first.model
+    shared = state(second)
+    apply_kernel(NORM, model=first)
+    apply_kernel(NORM, model=second)
+    hf_kernel_patch.count_calls()
+    unpatch(first)
+    logits(second)
+    (row,) = hf_kernel_patch.status()
+    assert row.served == 5
+    unpatch(second)
+    assert same(state(second), shared)
+    assert same(state(first), before[0])
+
+
+def test_the_class_of_a_patched_module_builds_what_its_own_class_does() -> None:
+    model = apply_kernel(NORM, model=tiny_model("llama"))
+    norm = model.model.norm
+    made = type(norm)(8)
+    assert type(made) is type(norm).__mro__[1]
+    hf_kernel_patch.count_calls()
+    made(torch.randn(2, 8))
+    (row,) = hf_kernel_patch.status()
+    assert row.served == 0
+    unpatch(model)
+    assert type(made) is type(norm)
+
+
+def test_another_option_takes_the_place_of_the_first() -> None:
+    model = tiny_model("llama").train()
+    for metrics in (False, True):
+        apply_kernel("torch_fused_linear_cross_entropy", model=model, options={"metrics": metrics})
+    out = model(tokens(), labels=tokens())
+    assert out.token_accuracy is not None
+    unpatch(model)

@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ class Application:
 
     def __init__(
         self,
+        model: Any,
         kernels: dict[str, Kernel],
         explicit: bool,
         tables: str | tuple[str, ...] = "all",
@@ -46,11 +46,13 @@ class Application:
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
         self.modules: list[Module] = []
+        self.model = weakref.ref(model)
         #: What a kernel's own ``apply`` has changed.
         self.entries: list[tuple[weakref.ref[Any], Entry]] = []
 
-    def apply(self, model: Any) -> None:
+    def apply(self) -> None:
         """Patch every module whose class, or the function it calls, a table names."""
+        model: Any = self.model()
         located = [
             (architecture.name, target, found)
             for architecture in self._tables
@@ -69,9 +71,12 @@ class Application:
                 elif calls_by_name(module, name, function):
                     self._take((architecture, target), module, "forward", (owner, name, function))
 
-    def release(self, modules: Iterable[Any] | None = None) -> list[str]:
-        """Give modules (all of them by default) back; labels of those a foreign patch holds."""
-        chosen = None if modules is None else {id(module) for module in modules}
+    def release(self, model: Any = None) -> list[str]:
+        """Give the modules of a model (all by default) back; labels of what a foreign patch holds.
+
+        Those that the model shares with the one that was patched here stay patched for that one.
+        """
+        chosen = None if model is None else _ids(model) - self._elsewhere(model)
         kept, blocked = [], []
         for reference, entry in reversed(self.entries):
             owner = reference()
@@ -87,6 +92,13 @@ class Application:
         if not self.alive() and self in applications:
             applications.remove(self)
         return blocked
+
+    def _elsewhere(self, model: Any) -> set[int]:
+        """The modules of the model that was patched, where it and ``model`` are two models."""
+        patched: Any = self.model()
+        if patched is None or id(patched) in _ids(model) or id(model) in _ids(patched):
+            return set()
+        return _ids(patched)
 
     def alive(self) -> bool:
         """Whether any patched module still lives."""
@@ -115,7 +127,7 @@ class Application:
         options = tuple(sorted(options_of(kernel, self._options).items()))
         request = Request(target.code, kernel, self.explicit, options, called)
         patch = module_patch(module)
-        if patch.asks(method, request):
+        if patch.asks(method, request, self):
             return
         if reason := why_not(patch.original(method), patch.root, request):
             row.outcome, row.reason = SKIPPED, reason
@@ -138,6 +150,10 @@ def _diff(reference: weakref.ref[Module], method: str) -> str:
     return "" if made is None else difference(made)
 
 
+def _ids(model: Any) -> set[int]:
+    return {id(module) for module in model.modules()}
+
+
 def _runs(module: Any, name: str, function: Any) -> bool:
     """Whether the module's class runs a function, in whatever wrappers of transformers."""
     held = getattr(type(module), name, None)
@@ -156,9 +172,9 @@ def patch_model(
     with ledger.lock:
         for gone in [one for one in applications if not one.alive()]:
             gone.release()
-        application = Application(kernels, explicit, tables, options)
+        application = Application(model, kernels, explicit, tables, options)
         try:
-            application.apply(model)
+            application.apply()
         except BaseException:
             application.release()
             raise
@@ -197,6 +213,5 @@ def require_model(model: Any) -> None:
 
 def release(model: Any = None) -> list[str]:
     """Give one model back, or all; the labels of places that a foreign patch holds."""
-    modules = None if model is None else list(model.modules())
     with ledger.lock:
-        return [label for app in reversed(applications[:]) for label in app.release(modules)]
+        return [label for app in reversed(applications[:]) for label in app.release(model)]

@@ -54,10 +54,13 @@ class Module:
         """What the module's own class runs."""
         return original_of(getattr(self.root, method))
 
-    def asks(self, method: str, request: Request) -> bool:
-        """Whether an equal request is served already."""
-        newest = {one.request.code: one.request for one in self.wishes if one.method == method}
-        return newest.get(request.code) == request
+    def asks(self, method: str, request: Request, application: Any) -> bool:
+        """Whether an equal request is served already, of an application to the same model."""
+        newest = {w.request.code: w for w in self.wishes if w.method == method}
+        known = newest.get(request.code)
+        if known is None or known.request != request:
+            return False
+        return bool(known.application.model() is application.model())
 
     def add(self, wish: Wish) -> None:
         """Put one wish more in force."""

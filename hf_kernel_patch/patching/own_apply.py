@@ -20,7 +20,7 @@ def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
     require_model(model)
     with ledger.lock:
         before = [(module, type(module), _contents(module)) for module in model.modules()]
-        application = Application({kernel.op or kernel.kernel_id: kernel}, explicit=True)
+        application = Application(model, {kernel.op or kernel.kernel_id: kernel}, explicit=True)
         try:
             yield
         except BaseException:
