@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -198,3 +199,53 @@ def test_replicas_as_data_parallel_makes_them_are_served(name: str) -> None:
     unpatch(model)
     plain = replica(x)  # a replica lives for one forward; its site hands over to the original
     assert torch.equal(plain, getattr(modelling(name), norm_type).forward(replica, x))
+
+
+class Forwarding(torch.nn.Module):
+    """A wrapper as users write them: what it does not have is the inner model's."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.inner(*arguments, **options)
+
+
+def lora(model: Any) -> Any:
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
+
+
+WRAPPERS = {
+    "peft": lora,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged peft": lambda model: torch.optim.swa_utils.AveragedModel(lora(model)),
+    "forwarding": Forwarding,
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_deep_copy_of_a_wrapper_is_a_wrapper(wrap: str, when: str) -> None:
+    plain = copy.deepcopy(WRAPPERS[wrap](tiny_model("llama").eval()))
+    model = tiny_model("llama").eval()
+    if when == "before":
+        model = apply_default_kernels(model, LAYERS)
+    wrapped = WRAPPERS[wrap](model)
+    if when == "after":
+        apply_default_kernels(wrapped, LAYERS)
+    twin = copy.deepcopy(wrapped)
+    assert type(twin).__name__ == type(plain).__name__
+    assert [name for name, _ in twin.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert list(twin.state_dict()) == list(plain.state_dict())
+    unpatch(wrapped)
+    unpatch(twin)
+    unpatch()  # the model itself, which an averaged one has copied
+    assert [type(m) for m in twin.modules()] == [type(m) for m in wrapped.modules()]

@@ -64,10 +64,14 @@ def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
         **methods,
         "__reduce_ex__": reduce,
     }
-    if not hasattr(root, "__deepcopy__"):
-        members["__deepcopy__"] = twin
+    copied = not hasattr(root, "__deepcopy__")
+    if copied:
         members["__copy__"] = lambda self: twin(self, None)
     kind: Any = type(root)(root.__name__, (root,), members)
+    if copied:
+        # Not as a method, which deepcopy would find through a wrapper's __getattr__, and copy what
+        # is inside of the wrapper in its place.
+        copy._deepcopy_dispatch[kind] = twin  # type: ignore[attr-defined]
     for name, method in methods.items():
         setattr(kind, name, method)  # transformers may have wrapped it once more
     return kind
