@@ -12,7 +12,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from tests.probes import LAYERS, changed, handed_back, llama, places, served
-from tests.tiny import modelling, tiny_model, tokens
+from tests.tiny import modelling, ops_of, tiny_model, tokens
 
 WHY = "torch.compile fuses the original itself"
 
@@ -101,3 +101,35 @@ def test_whole_layers_compile_in_one_graph(
         torch.testing.assert_close(compiled(model)(tokens(), use_cache=False).logits, eager)
     assert served(report) == 0 or traceable
     assert not traceable or not handed_back(report)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("scope", ["global", "one model"])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_a_counted_model_is_one_graph_however_often_it_is_called(
+    name: str, scope: str, train: bool
+) -> None:
+    graphs = 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    model = tiny_model(name).train(train)
+    hf_kernel_patch.count_calls()
+    if scope == "global":
+        hf_kernel_patch.patch_transformers(ops_of(name), models=name, backend="torch")
+    else:
+        for op in ops_of(name):
+            kernel = registry.select((op,), backend="torch")[op]
+            hf_kernel_patch.apply_kernel(kernel.kernel_id, model=model)
+    torch._dynamo.reset()
+    fast = torch.compile(model, fullgraph=True, backend=count)
+    options: dict[str, Any] = {"labels": tokens()} if train else {}
+    for _ in range(10):
+        fast(tokens(), use_cache=False, **options)
+    assert graphs == 1
+    reasons = set(handed_back(hf_kernel_patch.status()))
+    hf_kernel_patch.unpatch()
+    assert reasons == ({WHY} if train else {WHY, "no labels: there is no loss"})

@@ -33,7 +33,7 @@ class Graph(NamedTuple):
         torch._foreach_copy_(self.inputs, inputs)
         self.graph.replay()
         if self.sizes is not None:
-            return self.outputs[0].clone().split(self.sizes, 1)
+            return self.outputs[0].clone().split_with_sizes(self.sizes, 1)
         return [output.clone() for output in self.outputs]
 
 
@@ -72,7 +72,7 @@ def capture(function: Callable[..., Tensors], examples: Sequence[torch.Tensor]) 
     side.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(side), _no_collection():
-        function(*inputs)
+        joined(function(*inputs))
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             outputs, sizes = joined(function(*inputs))

@@ -163,8 +163,8 @@ class Activation:
         self, value: Any, owner: Any, request: Request, row: Row, slot: Attribute | None = None
     ) -> None:
         record, holder = record_of(value, owner), Holder(request, row)
-        record.add(holder)
         keep(record)
+        record.add(holder)
         self._held.append((record, holder))
         if slot is not None:
             record.hold(slot)

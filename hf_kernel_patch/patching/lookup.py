@@ -10,8 +10,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from hf_kernel_patch.models import Target
-from hf_kernel_patch.patching.subclass import MARK
-from hf_kernel_patch.recognition.source import innermost, original_of
+from hf_kernel_patch.recognition.source import ROOT, innermost, original_of
 
 
 def exists_here(target: Target) -> bool:
@@ -90,7 +89,7 @@ def wrapping_subclasses(owner: type, name: str) -> list[type]:
 def _subclasses(kind: type) -> list[type]:
     """All subclasses, theirs too; not the classes that one model of ours has taken."""
     known: list[type] = type.__subclasses__(kind)
-    children = [child for child in known if MARK not in vars(child)]
+    children = [child for child in known if ROOT not in vars(child)]
     return children + [found for child in children for found in _subclasses(child)]
 
 

@@ -57,7 +57,7 @@ class Record:
         return self.composed.function
 
     def add(self, holder: Holder) -> None:
-        """Put one request more in force; the first time, nothing holds the function yet."""
+        """Put one request more in force; the first time, no slot holds the function yet."""
         self.holders.append(holder)
         try:
             self._update()

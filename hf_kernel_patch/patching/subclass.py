@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-#: In the namespace of every class made here: its root, the class that a module had before.
-MARK = "__hf_kernel_patch_root__"
+from hf_kernel_patch.recognition.source import ROOT
+
 _made: WeakKeyDictionary[type, dict[tuple[tuple[str, Any], ...], type]] = WeakKeyDictionary()
 
 
 def root_of(kind: type) -> type:
     """The class that is no subclass of ours."""
-    return next(one for one in kind.__mro__ if MARK not in vars(one))
+    return next(one for one in kind.__mro__ if ROOT not in vars(one))
 
 
 def subclass(root: type, methods: Mapping[str, Any], adopt: Callable[[Any, Any], None]) -> type:
@@ -60,7 +60,7 @@ def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
         "__module__": root.__module__,
         "__qualname__": root.__qualname__,
         "__doc__": root.__doc__,
-        MARK: root,
+        ROOT: root,
         **methods,
         "__reduce_ex__": reduce,
     }

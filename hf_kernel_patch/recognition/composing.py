@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kernel_patch.recognition.function import Function
-from hf_kernel_patch.recognition.known import Leaf, Rule, build, free_name, known
+from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
 from hf_kernel_patch.recognition.rewriting import (
     CannotRewrite,
     Edit,
@@ -73,7 +73,7 @@ def _why_not(original: Any, owner: Any, request: Request) -> str | None:
     found = rule.found_in(original, owner)
     if isinstance(found, str):
         return found
-    source, places = found
+    source, places, _ = found
     edited(source, places.edits)
     _wrapped(original, source.value, rewritten(source, (), {}))
     return None
@@ -106,12 +106,12 @@ def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) 
             site.swallowed = code.swallowed(innermost(original), owner)
             return Composed(original, build(adapter, site), sites)
         rule = _call_of(request) if isinstance(code, Leaf) else code
-        looked = rule.found_in(original, owner)
+        looked = rule.found_in(original, owner, helpers)
         if isinstance(looked, str):
             raise CannotRewrite(looked)
-        source, found = looked
+        source, found, helper = looked
         edits += found.edits
-        helpers[free_name(source, rule.helper)] = rule.serve(site)
+        helpers[helper] = rule.serve(site)
     assert source is not None
     label = ", ".join(request.code for request in requests)
     inner = rewritten(source, edits, helpers, label)

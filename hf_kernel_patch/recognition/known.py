@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import Any, TypeVar
@@ -110,8 +110,13 @@ class Rule:
         """As of a leaf."""
         return ""
 
-    def found_in(self, value: Any, owner: Any) -> tuple[Function, Found] | str:
-        """The function that ``value`` runs and the rule's places in it, or why there are none."""
+    def found_in(
+        self, value: Any, owner: Any, taken: Collection[str] = ()
+    ) -> tuple[Function, Found, str] | str:
+        """The function that ``value`` runs, the rule's places in it and the name of its helper.
+
+        Or the reason why there are none. ``taken`` are names of other helpers.
+        """
         function = innermost(value)
         if reason := why_foreign(function, owner):
             return reason
@@ -121,11 +126,12 @@ class Rule:
             source = function_of(function)
         except NoSource as error:
             return str(error)
-        found = self.find(source, free_name(source, self.helper))
+        helper = free_name(source, self.helper, taken)
+        found = self.find(source, helper)
         if not found.edits:
             nearly = "; ".join(found.near) or f"no code that the rule {self.name} knows"
             return f"{function.__qualname__} of {_module_of(function)}: {nearly}"
-        return source, found
+        return source, found, helper
 
     def why_not(self, value: Any, owner: Any) -> str | None:
         """Why a value of ``owner`` holds no such code, or None."""
@@ -171,9 +177,9 @@ def known() -> dict[str, Known]:
     return _known
 
 
-def free_name(function: Function, name: str) -> str:
-    """The name, or one like it, that the function does not use."""
-    while name in function.names or name in function.value.__code__.co_freevars:
+def free_name(function: Function, name: str, taken: Collection[str] = ()) -> str:
+    """The name, or one like it, that the function does not use and nobody has taken."""
+    while name in taken or name in function.names or name in function.value.__code__.co_freevars:
         name += "_"
     return name
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from hf_kernel_patch.registry import Kernel
 
@@ -31,8 +33,10 @@ class Site:
     """
 
     __slots__ = (
+        "__weakref__",
         "_compiling",
         "_guard",
+        "_number",
         "active",
         "counters",
         "explicit",
@@ -71,6 +75,8 @@ class Site:
         from hf_kernel_patch.ops.guard import why_not
 
         self._guard, self._compiling = why_not, torch.compiler.is_compiling
+        self._number = next(_numbers)
+        _sites[self._number] = self
 
     def in_force(self, module: Any = None) -> bool:
         """Whether the kernel may serve a call, of this module where one is known."""
@@ -103,10 +109,14 @@ class Site:
         return self._guard(self.kernel, tensors)
 
     def count(self, outcome: str, module: Any = None) -> None:
-        """Count a call, where calls are counted."""
-        if counting:
-            for counter in self._counters_of(module):
-                counter[outcome] += 1
+        """Count a call, where calls are counted; in a compiled graph when it is traced."""
+        if not counting:
+            return
+        if self._compiling():
+            _count_traced(self._number, outcome)
+            return
+        for counter in self._counters_of(module):
+            counter[outcome] += 1
 
     def _counters_of(self, module: Any) -> Iterable[Counter[str]]:
         if not self.modules:
@@ -136,6 +146,24 @@ class Site:
             self.modules.clear()
         if self.on_release is not None:
             self.on_release()
+
+
+_numbers = itertools.count()
+_sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
+
+
+def _count_traced(number: int, outcome: str) -> bool:
+    """Count a call of the site of that number, whosever it is.
+
+    torch.compile calls it while it traces: a counter inside of a graph would be one of its guards.
+    """
+    for counter in _sites[number]._counters_of(None):
+        counter[outcome] += 1
+    return True
+
+
+# As torch.compiler.assume_constant_result does.
+_count_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _where(value: Any) -> str:

@@ -71,6 +71,10 @@ def fingerprint(function: FunctionType) -> str | None:
         return None
 
 
+#: In the namespace of a class that one model's patch has made: the class that it derives from.
+ROOT = "__hf_kernel_patch_root__"
+
+
 def made_by_us(value: Any) -> Any:
     """The Composed whose function a value is, or None; a wrapper that copied its name is not it."""
     made = getattr(value, "__hf_kernel_patch__", None)

@@ -177,8 +177,8 @@ def test_all_rules_together_on_one_function() -> None:
 def test_rotary_call_inside_of_the_norms_and_the_rotary(order: tuple[int, int]) -> None:
     """Both edit the rotary function's name."""
     owner = spellings.QkNormRope
-    source, wide = rule_of("qk_norm_rope").found_in(owner.plain, owner)
-    _, narrow = rule_of("leaf_call").found_in(owner.plain, owner)
+    source, wide, _ = rule_of("qk_norm_rope").found_in(owner.plain, owner)
+    _, narrow, _ = rule_of("leaf_call").found_in(owner.plain, owner)
     edits = [(wide.edits, narrow.edits)[place] for place in order]
     lines = edited(source, [*edits[0], *edits[1]])
     text = "qk_norm_rope(self, self.q_norm, self.k_norm, rope(self, apply_rotary_pos_emb), q, k,"

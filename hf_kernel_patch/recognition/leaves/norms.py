@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.modules import touched
 from hf_kernel_patch.recognition.site import Site
-from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.recognition.source import ROOT, innermost
 
 _BODY = """
 def forward(self, hidden_states):
@@ -162,6 +162,12 @@ def modeling_of(forward: Any) -> Any:
     return sys.modules[innermost(forward).__module__]
 
 
+def own_class(kind: type) -> type:
+    """The class that a module had before one model's patch, where it has a class of ours."""
+    root: type = getattr(kind, ROOT, kind)
+    return root if kind.__mro__[1] is root else kind
+
+
 def norms_in(modeling: Any) -> dict[type, Norm]:
     """The classes of a modelling module whose code is a norm of a known form."""
     kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
@@ -178,7 +184,7 @@ def norm_arguments(
     import torch
 
     kind = type(module)
-    norm = known.get(kind) if torch.compiler.is_compiling() else norm_of(kind)
+    norm = known.get(own_class(kind)) if torch.compiler.is_compiling() else norm_of(kind)
     if norm is None:
         return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known leaf"
     why_not = "a hook on the norm needs the original" if touched(module) else None

@@ -24,15 +24,16 @@ def find(function: Function, helper: str) -> Found:
         if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
             continue
         first, second = node.left, node.right
-        active = [one for one in (first, second) if _activates(one)]
+        active: list[Any] = [one for one in (first, second) if _activates(one)]
         if not active:
             continue
-        act = active[0]
-        other = second if act is first else first
+        act: Any = active[0]
+        leads = act is first
+        other = second if leads else first
         if reason := _why_not(function, act, other, active):
             found.miss(node, reason)
             continue
-        if act is first:
+        if leads:
             parts = [f"{helper}(self, ", act.func, ", ", act.args[0], ", ", other, ")"]
         else:
             parts = [f"{helper}(self, up=", other, ", activation=", act.func, ", gate="]

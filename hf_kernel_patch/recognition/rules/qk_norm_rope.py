@@ -33,6 +33,8 @@ def find(function: Function, helper: str) -> Found:
     if function.unfit is not None:
         found.miss(*function.unfit)
         return found
+    if not any(is_norm(node) for node in ast.walk(function.node)):
+        return found
     seen: set[int] = set()
     for block in function.blocks:
         for place, statement in enumerate(block):

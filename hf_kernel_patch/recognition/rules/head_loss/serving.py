@@ -56,7 +56,7 @@ class _Serving:
         """Whether the logits wait, so that the steps between head and loss are their affair."""
         return isinstance(logits, Logits)
 
-    def loss(self, model: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def loss(self, model: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """The loss function's result, by the op where it may serve."""
         given = {**dict(zip(_NAMES, args)), **kwargs}
         logits, labels = given["logits"], given["labels"]
@@ -105,7 +105,7 @@ class _Serving:
             loss, logits.metrics = _besides(self.asked, given, loss, computed)
         return loss
 
-    def output(self, model: Any, kind: Any, **fields: Any) -> Any:
+    def output(self, model: Any, kind: Any, /, **fields: Any) -> Any:
         """The output, whose logits may be computed when they are first read."""
         logits = fields["logits"]
         if not self.site.in_force(model):
