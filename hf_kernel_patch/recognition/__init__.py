@@ -1,6 +1,7 @@
 """Known code: leaves and rules, how they are recognised, and how a function is written anew."""
 
 from hf_kernel_patch.recognition.composing import Composed, Request, composed, why_not
+from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.known import Found, Known, Leaf, Rule, build, known, register
 from hf_kernel_patch.recognition.leaves import (
     experts,
@@ -10,7 +11,6 @@ from hf_kernel_patch.recognition.leaves import (
     norms,
     rotary,
 )
-from hf_kernel_patch.recognition.rewriting import replace
 from hf_kernel_patch.recognition.rules import (
     gated_product,
     head_loss,

@@ -10,18 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import CannotRewrite, Edit, edited
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
-from hf_kernel_patch.recognition.rewriting import (
-    CannotRewrite,
-    Edit,
-    edited,
-    innermost_of,
-    rewrapped,
-    rewritten,
-)
+from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
+from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
 from hf_kernel_patch.registry import Kernel
 
 
@@ -112,6 +107,10 @@ def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) 
         source, found, helper = looked
         edits += found.edits
         helpers[helper] = rule.serve(site)
+        if rule.entry is not None:
+            more, called = rule.entry(source, site)
+            edits += more
+            helpers |= called
     assert source is not None
     label = ", ".join(request.code for request in requests)
     inner = rewritten(source, edits, helpers, label)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import Any, TypeVar
 
+from hf_kernel_patch.recognition.edits import Edit
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
-from hf_kernel_patch.recognition.rewriting import Edit
 from hf_kernel_patch.recognition.site import Site, Swallowed
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
 
+Entry = Callable[[Function, Site], tuple[list[Edit], dict[str, Any]]]
 #: Builds the replacement for one site; its parameters are the original's.
 Adapter = Callable[[Site], Callable[..., Any]]
 
@@ -97,6 +98,8 @@ class Rule:
         find: (function, name of the helper) -> the places and how they are edited, or near misses.
         serve: makes the helper, which the edited text calls, for one site.
         helper: the helper's name in the edited text, where the function has none of that name.
+        entry: (function, site) -> edits besides, and what they call by name; for what a kernel's
+            device adds to the whole function.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Rule:
     serve: Callable[[Site], Callable[..., Any]]
     helper: str
     unserved: str = ""
+    entry: Entry | None = None
 
     def leaves(self, module: Any) -> str:
         """As of a leaf."""

@@ -10,11 +10,11 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from hf_kernel_patch.recognition.function import Function
-from hf_kernel_patch.recognition.rewriting import _FUTURE, _compiled, _differs
+from hf_kernel_patch.recognition.rewriting import agrees, compiled_tree
 
 Statements = Sequence[ast.stmt]
 
@@ -89,17 +89,7 @@ def made(function: Function, node: ast.FunctionDef, free: Iterable[str] = ()) ->
     """A function from a tree, in the place of another: its scope, its free variables, its class."""
     original = function.value
     closure = dict(zip(original.__code__.co_freevars, original.__closure__ or ()))
-    arguments = ast.arguments([], [ast.arg(name) for name in closure], None, [], [], None, [])
-    around: ast.stmt = ast.FunctionDef("around", arguments, [node], [])
-    if function.class_name:
-        around = ast.ClassDef(function.class_name, [], [], [around], [])
-    module = ast.fix_missing_locations(ast.Module([around], []))
-    flags = original.__code__.co_flags & _FUTURE
-    file = original.__code__.co_filename
-    code = compile(module, file, "exec", flags=flags, dont_inherit=True)
-    for _ in range(3 if function.class_name else 2):
-        code = next(one for one in code.co_consts if isinstance(one, CodeType))
-    code = code.replace(co_qualname=original.__code__.co_qualname)
+    code = compiled_tree(function, node, closure, original.__code__.co_filename)
     cells = tuple(closure[name] for name in code.co_freevars)
     return FunctionType(code, original.__globals__, node.name, None, cells)
 
@@ -121,12 +111,6 @@ def returned(names: Iterable[str], place: Any) -> ast.Return:
     for node in ast.walk(statement):
         ast.copy_location(node, place)
     return statement
-
-
-def agrees(function: Function) -> bool:
-    """Whether a function's source is what it runs."""
-    code = function.value.__code__
-    return not _differs(_compiled(function, function.lines, {}, code.co_filename), function.value)
 
 
 def _segment(function: Function, part: Statements, ins: list[str], outs: list[str]) -> Segment:
@@ -169,6 +153,8 @@ def _names(node: ast.AST, stores: bool) -> Iterator[tuple[str, ast.AST]]:
         own = {n for g in node.generators for n, _ in _names(g.target, stores=True)}
         for child in ast.iter_child_nodes(node):
             yield from ((n, at) for n, at in _names(child, stores) if n not in own)
+        # What is gone through is read outside of it, where these names are others.
+        yield from _names(node.generators[0].iter, stores)
         return
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) is not stores:
         yield node.id, node
@@ -237,6 +223,9 @@ def _live_before(statement: ast.stmt, after: set[str]) -> set[str]:
         # Once around for what a pass reads, once more for what the next one does.
         after = after | (_live(statement.body, after) - own)
         return after | (_live(statement.body, after) - own)
-    if isinstance(statement, (ast.With, ast.Try)):
+    if isinstance(statement, ast.With):  # which may go on after any part of it, as suppress does
+        heads = [item.context_expr for item in statement.items]
+        return after | reads(*heads) | _live(statement.body, after)
+    if isinstance(statement, ast.Try):
         return after | reads(statement)
     return (after - _certain(statement)) | reads(statement)

@@ -1,141 +1,100 @@
-"""Decoding from CUDA graphs: what is checked before each replay, and the replays themselves."""
+"""Decoding from graphs: what is checked before each replay, and the replays themselves.
+
+On a CPU a stand-in takes the place of CUDA graphs, which calls what was captured again; all else is
+the code that runs on a GPU.
+"""
 
 from __future__ import annotations
 
 import gc
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from transformers import DynamicCache
 
 import hf_kernel_patch
-from hf_kernel_patch.recognition.rules import decoding
-from hf_kernel_patch.recognition.rules.decoding import _Parts
+from hf_kernel_patch import registry
+from hf_kernel_patch.ops import graphs
+from hf_kernel_patch.ops.add_rms_norm import TorchFusedAddRMSNorm
+from hf_kernel_patch.recognition.rules.decoding import layers as decoding
 from hf_kernel_patch.recognition.site import REPLAYED
-from tests.tiny import TRANSFORMERS_5, tiny_model, tokens
+from hf_kernel_patch.recognition.wrappers import innermost_of
+from tests.recognition.plain_graphs import Graphs
+from tests.tiny import TRANSFORMERS_5, having, layer_ops_of, modelling, tiny_model, tokens
 
-GPU = torch.cuda.is_available()
-
-
-@pytest.fixture
-def layer() -> Any:
-    return tiny_model("llama").eval().model.layers[0]
-
-
-def hook(layer: Any) -> None:
-    layer.mlp.up_proj.register_forward_hook(lambda *args: None)
-
-
-def own_forward(layer: Any) -> None:
-    layer.self_attn.o_proj.forward = lambda x: x
-
-
-def swapped(layer: Any) -> None:
-    layer.mlp.up_proj = nn.Linear(64, 96, bias=False)
-
-
-def other_weight(layer: Any) -> None:
-    layer.mlp.up_proj.weight = nn.Parameter(torch.zeros(96, 64))
-
-
-def moved_weight(layer: Any) -> None:
-    layer.mlp.up_proj.weight.data = layer.mlp.up_proj.weight.data.clone()
-
-
-def other_class(layer: Any) -> None:
-    layer.mlp.up_proj.__class__ = type("Mine", (nn.Linear,), {})
-
-
-def part_in_training(layer: Any) -> None:
-    layer.mlp.train()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [hook, own_forward, swapped, other_weight, moved_weight, other_class, part_in_training],
-)
-def test_a_change_inside_of_a_layer_is_seen(layer: Any, change: Callable[[Any], None]) -> None:
-    parts = _Parts(layer)
-    assert parts.unchanged()
-    change(layer)
-    assert not parts.unchanged()
-
-
-def test_the_hooks_by_which_transformers_collects_outputs_stop_no_capture() -> None:
-    model = tiny_model("llama").eval()
-    parts = _Parts(model.model.layers[0])
-    model(tokens(), output_hidden_states=True, output_attentions=True)
-    assert parts.unchanged()
-    assert _Parts(model.model.layers[0]).why_not() is None
-
-
-def test_a_patched_norm_or_rotary_function_is_seen_and_new_values_are_not(layer: Any) -> None:
-    parts = _Parts(layer)
-    for kernel in ("rms_norm", "rope"):
-        with hf_kernel_patch.patched(kernel, models="llama"):
-            assert not parts.unchanged()
-    with torch.no_grad():
-        layer.mlp.up_proj.weight.mul_(2)
-    assert parts.unchanged()
-
-
-def test_what_cannot_be_captured_is_named(layer: Any) -> None:
-    assert _Parts(layer).why_not() is None
-    layer.mlp.up_proj.__class__ = type("Mine", (nn.Linear,), {})
-    assert "Mine" in str(_Parts(layer).why_not())
-    hook(layer)
-    layer.mlp.up_proj.__class__ = nn.Linear
-    assert "hook" in str(_Parts(layer).why_not())
-
-
-def test_a_weight_without_memory_of_its_own_is_named(layer: Any) -> None:
-    class Quantised(torch.Tensor):
-        @classmethod
-        def __torch_dispatch__(
-            cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            assert function is torch.ops.aten.detach.default
-            return args[0]
-
-    weight = layer.mlp.up_proj.weight
-    made = torch.Tensor._make_wrapper_subclass(Quantised, weight.shape, dtype=weight.dtype)
-    layer.mlp.up_proj.weight = nn.Parameter(made, requires_grad=False)
-    parts = _Parts(layer)
-    assert parts.unchanged()
-    assert parts.why_not() == "a weight is a Quantised"
-
-
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 gpu = [pytest.mark.gpu, needs_gpu]
+#: Layers whose attention is not one statement of theirs.
+UNCUT = {"qwen3_5", "qwen3_5_moe", "qwen3_next"} | (
+    set() if TRANSFORMERS_5 else {"olmoe", "qwen2_moe"}
+)
+CUT = [name for name in having("add_rms_norm") if name not in UNCUT]
 
 
-@pytest.fixture
-def patched() -> Iterator[Any]:
-    with hf_kernel_patch.patched("auto", models=("llama", "qwen3", "qwen3_moe")) as report:
-        yield report
+class Captured(TorchFusedAddRMSNorm):
+    kernel_id = "captured_add_rmsnorm"
+    device = "cpu"
+
+
+class Where(NamedTuple):
+    """Where a test runs, and what is patched there."""
+
+    device: str
+    dtype: torch.dtype
+    graphs: Any
+
+    def model(self, name: str, **changes: Any) -> Any:
+        return tiny_model(name, self.dtype, **changes).to(self.device).eval()
+
+    def tokens(self, batch: int = 2, length: int = 9) -> torch.Tensor:
+        return tokens(batch, length).to(self.device)
+
+    def kernels(self, name: str) -> Any:
+        # The experts' kernels for a CPU count on nothing that a graph cannot hold.
+        ops = (op for op in layer_ops_of(name) if op not in ("add_rms_norm", "moe"))
+        return "auto" if self.device == "cuda" else (Captured.kernel_id, *ops)
+
+    def patched(self, name: str) -> Any:
+        return hf_kernel_patch.patched(self.kernels(name), models=name)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=gpu)])
+def where(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Where]:
+    if request.param == "cuda":
+        yield Where("cuda", torch.bfloat16, graphs)
+        return
+    stand_in = Graphs()
+    # A site keeps what it was made with: one class of kernels a test.
+    kernel = type("Captured", (Captured,), {})
+    monkeypatch.setitem(decoding.GRAPHS, "cpu", lambda: stand_in)
+    monkeypatch.setitem(registry.kernels(), Captured.kernel_id, kernel)
+    yield Where("cpu", torch.float32, stand_in)
+
+
+def counts(report: Any) -> dict[str, int]:
+    return {k: n for row in report if row.op == "add_rms_norm" for k, n in row.calls.items()}
 
 
 def replays(report: Any) -> int:
-    rows = [row for row in report if row.op == "add_rms_norm"]
-    return sum(row.calls[REPLAYED] for row in rows)
+    return counts(report).get(REPLAYED, 0)
 
 
-def calls(report: Any) -> list[Any]:
-    """What to read where a replay is missing."""
-    return [(row.site, row.calls) for row in report]
+def reasons(report: Any) -> set[str]:
+    texts = (k.partition("without CUDA graphs: ") for k in counts(report))
+    return {reason for _, found, reason in texts if found}
 
 
-def generated(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+def generated(model: Any, ids: torch.Tensor, **options: Any) -> Any:
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **options}
     model.generation_config.eos_token_id = None
-    found: torch.Tensor = model.generate(ids, **options)
-    return found
+    return model.generate(ids, **options)
 
 
-def without_graphs(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+def without_graphs(call: Callable[[], Any]) -> Any:
     hf_kernel_patch.capture_decoding(False)
     try:
         return call()
@@ -143,87 +102,195 @@ def without_graphs(call: Callable[[], torch.Tensor]) -> torch.Tensor:
         hf_kernel_patch.capture_decoding(True)
 
 
-def on_gpu(name: str, **changes: Any) -> Any:
-    return tiny_model(name, torch.bfloat16, **changes).cuda().eval()
+def check(model: Any, ids: torch.Tensor, **options: Any) -> None:
+    """With and without graphs, ``generate`` gives the same tokens and hidden states, to the bit."""
+    options |= {"return_dict_in_generate": True, "output_hidden_states": True}
+    plain = without_graphs(lambda: generated(model, ids, **options))
+    found = generated(model, ids, **options)
+    assert torch.equal(found.sequences, plain.sequences)
+    for one, other in zip(found.hidden_states, plain.hidden_states, strict=True):
+        assert all(map(torch.equal, one, other))
 
 
-class TestOnTheGPU:
-    pytestmark = gpu
-
-    @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe"])
-    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=str)
-    def test_hidden_states_and_tokens_have_the_same_bits(
-        self, name: str, mode: Any, patched: Any
-    ) -> None:
-        model = on_gpu(name)
-        options = {"return_dict_in_generate": True, "output_hidden_states": True}
+@pytest.mark.parametrize("name", CUT)
+def test_every_architecture_has_the_same_bits(name: str, where: Where) -> None:
+    model = where.model(name)
+    with where.patched(name) as report:
         for batch in (1, 3, 1):
-            ids = tokens(batch, 9).cuda()
-            with mode():
-                plain: Any = without_graphs(lambda ids=ids: generated(model, ids, **options))  # type: ignore[misc]
-                found: Any = generated(model, ids, **options)
-            assert torch.equal(found.sequences, plain.sequences)
-            for one, other in zip(found.hidden_states, plain.hidden_states, strict=True):
-                assert all(map(torch.equal, one, other))
-        assert replays(patched) >= 2 * 3 * 8, calls(patched)
+            check(model, where.tokens(batch), max_new_tokens=6)
+    # 5 tokens after the prompt's, 2 of them before a batch's graphs; the third time there are.
+    assert replays(report) == 2 * (3 + 3 + 5) and not reasons(report)
 
-    def test_weights_changed_in_place_are_seen_and_moved_ones_too(self, patched: Any) -> None:
-        model = on_gpu("llama")
-        ids = tokens(2, 9).cuda()
-        generated(model, ids)
+
+@pytest.mark.parametrize("name", sorted(UNCUT & {*having("add_rms_norm")}))
+def test_a_layer_that_cannot_be_cut_says_why(name: str, where: Where) -> None:
+    model = where.model(name)
+    with where.patched(name) as report:
+        check(model, where.tokens())
+    (reason,) = reasons(report)
+    assert not replays(report)
+    assert "is called inside of other code" in reason or "0 attention interfaces" in reason
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3"])
+def test_weights_of_attention_a_window_and_beams(name: str, where: Where) -> None:
+    model = where.model(name, attn_implementation="eager", sliding_window=6)
+    with where.patched(name) as report:
+        check(model, where.tokens())
+        check(model, where.tokens(), num_beams=3)
+    assert replays(report) > 2 * 9 and not reasons(report)
+    with where.patched(name):
+        check(model, where.tokens(), output_attentions=True)
+
+
+def decoded(model: Any, ids: torch.Tensor, cache: Any, **options: Any) -> list[torch.Tensor]:
+    """The logits of a plain loop."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    given = {name: cache, "use_cache": True, **options}
+    found = [model(ids, **given).logits]
+    for _ in range(6):
+        found.append(model(found[-1][:, -1:].argmax(-1), **given).logits)
+    return found
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_plain_loop_of_one_patched_model(name: str, mode: Any, where: Where) -> None:
+    model, other = where.model(name), where.model(name)
+    chosen = where.kernels(name)
+    hf_kernel_patch.apply_default_kernels(model, chosen if chosen == "auto" else ",".join(chosen))
+    with mode():
+        plain = without_graphs(lambda: decoded(model, where.tokens(), DynamicCache()))
+        assert all(map(torch.equal, decoded(model, where.tokens(), DynamicCache()), plain))
+        decoded(other, where.tokens(), DynamicCache())
+    assert replays(hf_kernel_patch.status()) == 2 * 4
+    hf_kernel_patch.unpatch(model)
+
+
+def test_a_hook_inside_sends_the_layer_back_and_is_named(where: Where) -> None:
+    model, calls = where.model("llama"), list[int]()
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *args: calls.append(1))
+    with where.patched("llama") as report:
+        generated(model, where.tokens())
+    assert len(calls) == 2 * 12 and not replays(report)
+    assert reasons(report) == {"a hook on LlamaMLP needs the original"}
+
+
+def test_what_is_no_decoding_is_not_replayed(where: Where) -> None:
+    model, ids = where.model("llama"), where.tokens()
+    with where.patched("llama") as report:
+        decoded(model, ids, DynamicCache())  # with gradients
+        with torch.autocast(where.device, torch.bfloat16), torch.no_grad():
+            decoded(model, ids, DynamicCache())
+        with torch.no_grad():
+            model.train()
+            decoded(model, ids, DynamicCache())
+            model.eval()
+            without_graphs(lambda: decoded(model, ids, DynamicCache()))
+            for _ in range(4):
+                model(ids)
+    assert not replays(report) and not reasons(report)
+
+
+def test_torch_compile_sees_nothing_of_it(where: Where) -> None:
+    model = where.model("llama")
+    layer, x = model.model.layers[0], torch.randn(2, 1, 64).to(where.device, where.dtype)
+    angles = model.model.rotary_emb(x, torch.arange(1, device=where.device)[None])
+    with hf_kernel_patch.patched("add_rms_norm", models="llama") as report, torch.no_grad():
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        for _ in range(4):
+            found = compiled(x, position_embeddings=angles)
+    assert not replays(report) and not reasons(report)
+    torch.testing.assert_close(found, layer(x, position_embeddings=angles))
+
+
+def test_weights_changed_in_place_are_seen_and_moved_ones_too(where: Where) -> None:
+    model = where.model("llama")
+    with where.patched("llama") as report:
+        generated(model, where.tokens())
         for change in (
             lambda p: p.mul_(1.5),
             lambda p: setattr(p, "data", p.data.roll(1).clone()),
         ):
             with torch.no_grad():
                 change(model.model.layers[0].mlp.up_proj.weight)
-            plain = without_graphs(lambda: generated(model, ids))
-            assert torch.equal(generated(model, ids), plain)
+            check(model, where.tokens())
+    assert replays(report) == 2 * (9 + 11 + 11) and not reasons(report)
 
-    @pytest.mark.skipif(not TRANSFORMERS_5, reason="generate of 4 compiles with a static cache")
-    def test_a_static_cache_and_beams_agree(self, patched: Any) -> None:
-        model = on_gpu("llama")
-        ids = tokens(2, 9).cuda()
-        static = {"cache_implementation": "static", "disable_compile": True}
-        for options in (static, {"num_beams": 3}):
-            plain = without_graphs(lambda o=options: generated(model, ids, **o))  # type: ignore[misc]
-            assert torch.equal(generated(model, ids, **options), plain)
-        assert replays(patched), calls(patched)
 
-    def test_a_hook_sends_the_layer_back(self, patched: Any) -> None:
-        model = on_gpu("llama")
-        calls: list[int] = []
-        for layer in model.model.layers:
-            layer.mlp.register_forward_hook(lambda *args: calls.append(1))
-        generated(model, tokens(1, 9).cuda())
-        assert len(calls) == 2 * 12 and not replays(patched)
-        (reason,) = (r for row in patched for r in row.calls if "without" in r)
-        assert "hook" in reason
+@pytest.mark.skipif(not TRANSFORMERS_5, reason="generate of 4 compiles with a static cache")
+def test_a_static_cache(where: Where) -> None:
+    model = where.model("llama")
+    with where.patched("llama") as report:
+        check(model, where.tokens(), cache_implementation="static", disable_compile=True)
+    assert replays(report) == 2 * 9
 
-    def test_training_autocast_and_gradients_are_not_replayed(self, patched: Any) -> None:
-        model = on_gpu("llama")
-        ids = tokens(1, 9).cuda()
-        with torch.autocast("cuda", torch.bfloat16):
-            generated(model, ids)
-        cache = model(ids, use_cache=True).past_key_values
-        for _ in range(5):
-            cache = model(ids[:, :1], use_cache=True, past_key_values=cache).past_key_values
-        assert not replays(patched)
+
+def test_the_mlp_stays_outside_where_it_cannot_be_captured(where: Where) -> None:
+    if where.device != "cpu":
+        pytest.skip("the stand-in fails where it is told to")
+
+    def fails(function: Any, count: int) -> None:
+        if count % 3 == 2:  # before, whole, without the MLP
+            raise RuntimeError("experts ask the device")
+
+    where.graphs.fails = fails
+    model = where.model("qwen3_moe")
+    with where.patched("qwen3_moe") as report:
+        check(model, where.tokens())
+    assert replays(report) == 2 * 9 and not reasons(report) and where.graphs.count == 2 * 3
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_capture_that_fails_leaves_the_call_right(place: int, where: Where) -> None:
+    if where.device != "cpu":
+        pytest.skip("the stand-in fails where it is told to")
+
+    def fails(function: Any, count: int) -> None:
+        if count >= place:
+            raise RuntimeError("no graph today\nnor tomorrow")
+
+    where.graphs.fails = fails
+    model = where.model("llama")
+    with where.patched("llama") as report:
+        check(model, where.tokens())
+    assert reasons(report) == {"RuntimeError: no graph today"} and not replays(report)
+
+
+def test_the_text_keeps_its_lines_and_others_have_no_entry(where: Where) -> None:
+    kind = modelling("llama").LlamaDecoderLayer
+    before = inspect.signature(kind.forward), inspect.getsourcelines(innermost_of(kind.forward))
+    with where.patched("llama"):
+        running = inspect.unwrap(kind.forward)
+        text, line = inspect.getsourcelines(running)
+        assert "decode" in running.__code__.co_freevars
+        assert (inspect.signature(kind.forward), line) == (before[0], before[1][1])
+        assert len(text) == len(before[1][0]) and text[-1] == before[1][0][-1]
+    with hf_kernel_patch.patched("torch_fused_add_rmsnorm", models="llama"):
+        assert "decode" not in inspect.unwrap(kind.forward).__code__.co_freevars
+
+
+class TestFreed:
+    """The stand-in holds the layer that it runs, so these ask a GPU."""
+
+    pytestmark = gpu
 
     def test_unpatch_frees_the_graphs(self) -> None:
-        model = on_gpu("llama")
+        model = tiny_model("llama", torch.bfloat16).cuda().eval()
         with hf_kernel_patch.patched("auto", models="llama") as report:
             generated(model, tokens(1, 9).cuda())
-            assert replays(report), calls(report)
-            graphs = [weakref.ref(g) for g in gc.get_objects() if isinstance(g, decoding._Layer)]
-            assert len(graphs) == 2
+            assert replays(report), counts(report)
+            found = [weakref.ref(g) for g in gc.get_objects() if isinstance(g, decoding._Layer)]
+            assert len(found) == 2
         gc.collect()
-        assert not any(reference() for reference in graphs)
+        assert not any(reference() for reference in found)
 
-    def test_a_deleted_model_takes_its_graphs_along(self, patched: Any) -> None:
-        model = on_gpu("llama")
-        generated(model, tokens(1, 9).cuda())
-        weight = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
-        del model
-        gc.collect()
-        assert weight() is None
+    def test_a_deleted_model_takes_its_graphs_along(self) -> None:
+        model = tiny_model("llama", torch.bfloat16).cuda().eval()
+        with hf_kernel_patch.patched("auto", models="llama"):
+            generated(model, tokens(1, 9).cuda())
+            weight = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
+            del model
+            gc.collect()
+            assert weight() is None

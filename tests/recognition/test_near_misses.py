@@ -19,8 +19,8 @@ from transformers.models.llama import modeling_llama
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.recognition import Request, composed, known, why_not
+from hf_kernel_patch.recognition.edits import edited
 from hf_kernel_patch.recognition.known import Rule
-from hf_kernel_patch.recognition.rewriting import edited
 from hf_kernel_patch.recognition.rules.leaf_call import leaf_call
 from hf_kernel_patch.recognition.site import SERVED
 from tests.recognition.near_misses import spellings

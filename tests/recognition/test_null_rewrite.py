@@ -15,13 +15,10 @@ import torch
 import transformers.models
 
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.recognition.edits import CannotRewrite
 from hf_kernel_patch.recognition.function import NoSource, function_of
-from hf_kernel_patch.recognition.rewriting import (
-    CannotRewrite,
-    innermost_of,
-    rewrapped,
-    rewritten,
-)
+from hf_kernel_patch.recognition.rewriting import rewritten
+from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
 from tests.tiny import ARCHITECTURES, tiny_model, tokens
 
 pytestmark = pytest.mark.versions

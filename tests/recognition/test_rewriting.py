@@ -17,17 +17,10 @@ from typing import Any
 
 import pytest
 
+from hf_kernel_patch.recognition.edits import CannotRewrite, Edit, edited, insert, replace
 from hf_kernel_patch.recognition.function import NoSource, function_of
-from hf_kernel_patch.recognition.rewriting import (
-    CannotRewrite,
-    Edit,
-    edited,
-    innermost_of,
-    insert,
-    replace,
-    rewrapped,
-    rewritten,
-)
+from hf_kernel_patch.recognition.rewriting import rewritten
+from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
 from tests.probes import run_python
 
 Load = Callable[..., ModuleType]

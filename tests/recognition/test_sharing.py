@@ -14,7 +14,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch.patching.model_patch import applications
-from hf_kernel_patch.recognition.rewriting import innermost_of
+from hf_kernel_patch.recognition.wrappers import innermost_of
 from tests.probes import changed, logits, places
 from tests.scope import close, kinds, same, state
 from tests.tiny import modelling, ops_of, tiny_model, tokens

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function, changes
 from hf_kernel_patch.recognition.known import Found, Rule, register
 from hf_kernel_patch.recognition.modules import activation_of
-from hf_kernel_patch.recognition.rewriting import replace
 from hf_kernel_patch.recognition.site import Site
 
 

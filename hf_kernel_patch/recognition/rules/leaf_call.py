@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_kernel_patch.recognition import site as calls
+from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
-from hf_kernel_patch.recognition.rewriting import replace
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost, original_of
 

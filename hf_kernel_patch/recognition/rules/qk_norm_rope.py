@@ -6,11 +6,11 @@ import ast
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function, changes
 from hf_kernel_patch.recognition.known import Found, Rule, register
 from hf_kernel_patch.recognition.leaves.norms import modeling_of, norm_arguments, norms_in
 from hf_kernel_patch.recognition.leaves.rotary import why_not_plain
-from hf_kernel_patch.recognition.rewriting import replace
 from hf_kernel_patch.recognition.rules.residual_norm import assigned, is_norm
 from hf_kernel_patch.recognition.site import Site
 

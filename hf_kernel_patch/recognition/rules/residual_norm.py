@@ -6,10 +6,11 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import Edit, end, insert, replace, start
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Rule, register
 from hf_kernel_patch.recognition.leaves.norms import modeling_of, norm_arguments, norms_in
-from hf_kernel_patch.recognition.rewriting import Edit, end, insert, replace, start
+from hf_kernel_patch.recognition.rules.decoding.entry import entry
 from hf_kernel_patch.recognition.site import Site
 
 _NORMED = "normed"
@@ -213,4 +214,4 @@ def serve(site: Site) -> Callable[..., Any]:
     return add_rms_norm
 
 
-register(Rule("residual_norm", "add_rms_norm", find, serve, "add_rms_norm"))
+register(Rule("residual_norm", "add_rms_norm", find, serve, "add_rms_norm", entry=entry))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import Edit, end, insert, replace, start
 from hf_kernel_patch.recognition.function import Function, changes
 from hf_kernel_patch.recognition.known import Found, Rule, register
-from hf_kernel_patch.recognition.rewriting import Edit, end, insert, replace, start
 from hf_kernel_patch.recognition.rules.head_loss.serving import serve
 from hf_kernel_patch.recognition.rules.residual_norm import assigned, target_of
 

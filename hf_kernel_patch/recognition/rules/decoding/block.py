@@ -7,9 +7,8 @@ its code computes are appended to it, so that later pieces find them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
-
-import torch
 
 from hf_kernel_patch.recognition.segments import Segment, same
 
@@ -18,9 +17,6 @@ Values = list[Any]
 Slots = dict[str, int]
 #: What runs a segment: the slots of its arguments, and the function.
 Step = tuple[list[int], Callable[..., Any]]
-_CONSTANTS = (
-    type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size
-)  # fmt: skip
 
 
 class CannotCapture(Exception):
@@ -48,7 +44,7 @@ class Block(NamedTuple):
         """Whether these values are like those that it was captured with."""
         given = (values[slot] if e is None else values[slot][e] for slot, e in self.paths)
         return all(
-            type(tensor) is torch.Tensor and (tensor.shape, tensor.dtype) == shape
+            (getattr(tensor, "shape", None), getattr(tensor, "dtype", None)) == shape
             for tensor, shape in zip(given, self.shapes)
         ) and all(values[slot] == value for slot, value in self.fixed)
 
@@ -104,7 +100,7 @@ def captured(
     runs: list[dict[str, Any]] = []
     versions: list[int] = []
 
-    def function(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def function(*tensors: Any) -> tuple[Any, ...]:
         versions[:] = versions or [tensor._version for tensor in tensors]
         names = given.names(tensors)
         for segment in segments:
@@ -117,6 +113,8 @@ def captured(
         raise CannotCapture("what it is given is changed in place")
     first, last = runs[0], runs[-1]
     made = _tensors(last.values(), graph.inputs)
+    if len({tensor.untyped_storage().data_ptr() for tensor in made}) < len(made):
+        raise CannotCapture("two of its results share their memory")
     base, constants = len(values), list[Any]()
     for name, value in last.items():
         if (place := _place(value, graph.inputs)) is not None:
@@ -154,12 +152,14 @@ class _Given:
     def __init__(self, segments: Sequence[Segment], slots: Slots, values: Values):
         self.paths: list[tuple[int, int | None]] = []
         self.fixed: list[tuple[int, Any]] = []
-        self.tensors: list[torch.Tensor] = []
+        self.tensors: list[Any] = []
         self._made: dict[str, Any] = {}
         for name in needed(segments):
             self._add(name, slots[name], values[slots[name]])
 
     def _add(self, name: str, slot: int, value: Any) -> None:
+        import torch
+
         if isinstance(value, torch.Tensor):
             self._made[name] = self._place(slot, None, value)
         elif type(value) in (tuple, list) and all(isinstance(v, torch.Tensor) for v in value):
@@ -173,13 +173,13 @@ class _Given:
         else:
             raise CannotCapture(f"it uses {_plain(name)}, a {type(value).__name__}")
 
-    def _place(self, slot: int, element: int | None, value: torch.Tensor) -> int:
+    def _place(self, slot: int, element: int | None, value: Any) -> int:
         if (slot, element) not in self.paths:
             self.paths.append((slot, element))
             self.tensors.append(value)
         return self.paths.index((slot, element))
 
-    def names(self, tensors: Sequence[torch.Tensor]) -> dict[str, Any]:
+    def names(self, tensors: Sequence[Any]) -> dict[str, Any]:
         """name -> value, with these tensors in place of those that were given."""
         return {
             name: tensors[made] if isinstance(made, int) else made(tensors)
@@ -187,9 +187,11 @@ class _Given:
         }
 
 
-def _tensors(values: Iterable[Any], besides: Sequence[Any]) -> list[torch.Tensor]:
+def _tensors(values: Iterable[Any], besides: Sequence[Any]) -> list[Any]:
     """The tensors among values, each once, without these."""
-    found: list[torch.Tensor] = []
+    import torch
+
+    found: list[Any] = []
     for value in values:
         if isinstance(value, torch.Tensor) and _place(value, [*besides, *found]) is None:
             found.append(value)
@@ -200,7 +202,7 @@ def _place(value: Any, among: Sequence[Any]) -> int | None:
     return next((place for place, one in enumerate(among) if one is value), None)
 
 
-def _check_made(name: str, first: Any, last: Any, given: Sequence[torch.Tensor]) -> None:
+def _check_made(name: str, first: Any, last: Any, given: Sequence[Any]) -> None:
     """What two runs give twice was not made in them, unless it is a part of what they got."""
     memory = last.untyped_storage().data_ptr()
     if any(memory == tensor.untyped_storage().data_ptr() for tensor in given):
@@ -212,7 +214,15 @@ def _check_made(name: str, first: Any, last: Any, given: Sequence[torch.Tensor])
 def _is_constant(value: Any) -> bool:
     if type(value) is tuple:
         return all(map(_is_constant, value))
-    return isinstance(value, _CONSTANTS)
+    return isinstance(value, _constants())
+
+
+@cache
+def _constants() -> tuple[type, ...]:
+    import torch
+
+    plain = torch.dtype, torch.device, torch.Size
+    return type(None), bool, int, float, str, *plain
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,7 @@ from operator import is_
 from typing import Any
 
 from hf_kernel_patch.recognition.modules import hooked
-from hf_kernel_patch.recognition.rules.decoding_program import HOMES
+from hf_kernel_patch.recognition.rules.decoding.program import HOMES
 
 
 class Parts:
@@ -26,6 +26,7 @@ class Parts:
         self._forwards = [kind.forward for kind in self._kinds]
         self._training = [module.training for module in modules]
         self._touched = list(map(_touched, modules))
+        self._states = [vars(module) for module in modules]
         held = [kept for m in modules for kept in (m._parameters, m._buffers)]
         self._places = [
             (kept, n) for kept in held for n, value in kept.items() if value is not None
@@ -40,15 +41,27 @@ class Parts:
     def unchanged(self) -> bool:
         """Whether every module, its class's forward and every weight's memory is what it was."""
         return (
-            list(map(_touched, self.modules)) == self._touched
+            self._as_touched()
             and all(map(is_, [mapping.get(n) for mapping, n in self._slots], self._children))
             and all(map(is_, map(type, self.modules), self._kinds))
             and all(map(is_, [kind.forward for kind in self._kinds], self._forwards))
-            and [module.training for module in self.modules] == self._training
+            and [state["training"] for state in self._states] == self._training
             and all(map(is_, [kept.get(name) for kept, name in self._places], self.tensors))
             and [tensor.data_ptr() for tensor in self._plain] == self._pointers
             and all(map(is_, [mapping.get(n) for mapping, n in self._scope], self._globals))
         )
+
+    def _as_touched(self) -> bool:
+        for state in self._states:  # at first what costs least: nobody has touched anything
+            if (
+                state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+                or "forward" in state
+            ):
+                return list(map(_touched, self.modules)) == self._touched
+        return True not in self._touched
 
     def why_not(self) -> str | None:
         """Why a layer of these parts cannot be captured."""

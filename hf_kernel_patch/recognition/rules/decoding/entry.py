@@ -5,10 +5,10 @@ from __future__ import annotations
 import tokenize
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import Edit, insert, start
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import free_name
-from hf_kernel_patch.recognition.rewriting import Edit, insert, start
-from hf_kernel_patch.recognition.rules.decoding import GRAPHS, decoder
+from hf_kernel_patch.recognition.rules.decoding.layers import GRAPHS, decoder
 from hf_kernel_patch.recognition.segments import body_of, parameters_of
 from hf_kernel_patch.recognition.site import Site
 
@@ -45,7 +45,8 @@ def _room(function: Function) -> Edit | None:
             places = [
                 (first + row - 1, len(line[:column].encode()))
                 for token in (line_end, after)
-                for (row, column), line in [(token.start, token.line)]
+                for row, column in [token.start]
+                for line in [function.lines[first + row - 2]]
             ]
             return Edit(places[0], places[1], " ")
     return None

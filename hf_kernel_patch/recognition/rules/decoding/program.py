@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
+from hf_kernel_patch.recognition.edits import CannotRewrite
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
-from hf_kernel_patch.recognition.rewriting import CannotRewrite, rewrapped
-from hf_kernel_patch.recognition.rules.decoding_cuts import (
+from hf_kernel_patch.recognition.rules.decoding.cuts import (
     attention_of,
     call_in,
     free,
     mlp_of,
+    only_computes,
     tail_of,
     with_result,
 )
@@ -37,6 +38,7 @@ from hf_kernel_patch.recognition.segments import (
     same,
     stores,
 )
+from hf_kernel_patch.recognition.wrappers import rewrapped
 
 LAYER, ATTENTION = "layer", "attention"
 #: Whose code may be captured: it has no effect but its result.
@@ -87,6 +89,7 @@ def program_of(forward: Any, entry: str, layer: Any) -> Program:
     body = with_result(own, body)
     mlp, tail = mlp_of(layer, call.name, body, place + 1), tail_of(body)
     mlp = min(mlp, tail)
+    only_computes(body[:place], body[place + 1 : tail])
     if tail <= place:
         raise CannotCut("its result is computed before its attention")
     first, _, after, feed, last = cut(own, body, [place, place + 1, mlp, tail])

@@ -196,8 +196,16 @@ def attention_of(function: Function, targets: Sequence[str]) -> Attention:
             results[target] = value.id
     interface = _interface(function, body)
     rotary = _rotary(function, body, interface)
+    only_computes(body[:rotary], body[interface + 1 :])
     before, middle, after = cut(function, body, [rotary, interface + 1], results.values())
     return Attention(before, middle, after, results)
+
+
+def only_computes(*parts: Sequence[ast.stmt]) -> None:
+    """Raises CannotCut where statements leave something behind that no replay would."""
+    for node in (n for part in parts for statement in part for n in ast.walk(statement)):
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            raise CannotCut(f"line {node.lineno}: it sets {ast.unparse(node)}")
 
 
 def _interface(function: Function, body: Sequence[ast.stmt]) -> int:
@@ -226,7 +234,7 @@ def _rotary(function: Function, body: Sequence[ast.stmt], interface: int) -> int
     places = [
         place
         for place, statement in enumerate(body[:interface])
-        if any(name.startswith("apply_rotary") for name in reads(statement))
+        if any(name.startswith("apply_") and "rotary" in name for name in reads(statement))
     ]
     if not places:
         raise CannotCut(f"{function.value.__qualname__} calls no rotary function")

@@ -3,7 +3,7 @@
 One token through a decoder layer is bound by the host, which launches some thirty kernels. Two
 graphs a layer take their place, from the norm to the rotated heads and from what follows the
 attention interface to the second sum; the cache and the attention between them stay what they are.
-All of it is the layer's own code, as it is in force, cut into pieces (``decoding_program.py``). A
+All of it is the layer's own code, as it is in force, cut into pieces (``program.py``). A
 graph launches the very kernels that it was captured from, on the same weights, so that the result
 has the same bits. What goes in is copied in and what comes out is copied out: nobody sees a graph's
 memory.
@@ -19,19 +19,21 @@ from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.recognition.modules import hooked_everywhere
-from hf_kernel_patch.recognition.rules.decoding_parts import Parts, collecting
-from hf_kernel_patch.recognition.rules.decoding_program import Program, program_of
+from hf_kernel_patch.recognition.rules.decoding.parts import Parts, collecting
+from hf_kernel_patch.recognition.rules.decoding.program import Program, program_of
 from hf_kernel_patch.recognition.segments import CannotCut, Segment
 from hf_kernel_patch.recognition.site import REPLAYED, Site
 from hf_kernel_patch.recognition.source import made_by_us
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.recognition.rules.decoding_block import Block, Step, Values
+    from hf_kernel_patch.recognition.rules.decoding.block import Block, Step, Values
 
 #: A layer is captured for a batch when it has met it so often: the first calls compile kernels.
 CALLS_BEFORE = 2
 #: Batches that a layer is captured for at most, and the largest; above it the GPU is the limit.
 BATCHES, LARGEST_BATCH = 4, 128
+#: Kinds of calls that a layer is watched for; one with more has no shapes of its own.
+KINDS = 1024
 #: A layer whose modules or weights changed so often, with no more than so many replays between, is
 #: captured no more.
 CHANGES, REPLAYS_BETWEEN = 2, 64
@@ -62,6 +64,7 @@ def decoder(site: Site, name: str) -> Decode:
     compiling, with_gradients = torch.compiler.is_compiling, torch.is_grad_enabled
     layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
     programs: _Programs = {}
+    here = nullcontext()
 
     def release() -> None:
         layers.clear()
@@ -81,7 +84,7 @@ def decoder(site: Site, name: str) -> Decode:
             return None
         if (known := layers.get(layer)) is None:
             known = layers[layer] = _Layer(layer, site, name, graphs, programs)
-        with graphs.elsewhere(hidden_states) or nullcontext():
+        with graphs.elsewhere(hidden_states) or here:
             return known.decode(layer, (layer, hidden_states, *given))
 
     site.on_release = release
@@ -127,6 +130,8 @@ class _Layer:
         self._program = made
         self._inputs = _inputs(made)
         self._parts = Parts(layer, made.scope)
+        kinds = (type(module).__name__ for module in self._parts.modules)
+        self._has_experts = any("Experts" in kind for kind in kinds)
 
     def decode(self, layer: Any, given: tuple[Any, ...]) -> Any:
         with self._lock:
@@ -170,6 +175,9 @@ class _Layer:
         if (graphs := self._captured.get(key)) is not None:
             self._replays += 1
             return values, graphs
+        if len(self._calls) > KINDS:
+            self._why_not = f"{_WITHOUT}every call is of another kind"
+            return None
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] <= CALLS_BEFORE or len(self._captured) >= BATCHES:
             return None
@@ -177,8 +185,10 @@ class _Layer:
 
     def _key(self, layer: Any, values: Values) -> list[Any]:
         """What graphs are made for: shapes, and all else that the code before them is given."""
-        config = vars(getattr(layer, self._program.attended)).get("config")
-        key: list[Any] = [getattr(config, "_experts_implementation", None)]
+        key: list[Any] = []
+        if self._has_experts:  # asking a configuration takes its time
+            config = vars(getattr(layer, self._program.attended)).get("config")
+            key.append(getattr(config, "_experts_implementation", None))
         for slot in self._inputs:
             value = values[slot]
             for one in value if type(value) in (tuple, list) else (value,):
@@ -192,7 +202,7 @@ class _Layer:
         self, layer: Any, values: Values, key: tuple[Any, ...]
     ) -> tuple[Any, _Graphs | None] | None:
         """The result of a call whose graphs are captured on the way."""
-        from hf_kernel_patch.recognition.rules.decoding_block import needed, run, steps
+        from hf_kernel_patch.recognition.rules.decoding.block import needed, run, steps
 
         program: Program = self._program
         if why_not := self._parts.why_not():
@@ -230,7 +240,7 @@ class _Layer:
         """A captured piece and where its values are, or why there is none."""
         import torch
 
-        from hf_kernel_patch.recognition.rules.decoding_block import CannotCapture, captured
+        from hf_kernel_patch.recognition.rules.decoding.block import CannotCapture, captured
 
         with torch.inference_mode(False), torch.no_grad():
             try:
@@ -271,7 +281,7 @@ def _program(layer: Any, site: Site, name: str, known: _Programs) -> Program | s
 
 def _inputs(program: Program) -> list[int]:
     """The slots of what the code before the attention is given, but for the modules."""
-    from hf_kernel_patch.recognition.rules.decoding_block import needed
+    from hf_kernel_patch.recognition.rules.decoding.block import needed
 
     names = [name for name in needed(program.before) if not name.endswith(".self")]
     return [program.slots[name] for name in names]

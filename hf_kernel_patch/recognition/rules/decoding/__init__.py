@@ -1,0 +1,1 @@
+"""Decoding a token from captured graphs, by the layer's own code."""
