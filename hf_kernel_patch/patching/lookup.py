@@ -87,10 +87,10 @@ def wrapping_subclasses(owner: type, name: str) -> list[type]:
 
 
 def _subclasses(kind: type) -> list[type]:
-    """All subclasses, theirs too; not the classes that one model of ours has taken."""
+    """All subclasses, theirs too; not the classes that one model of ours has taken themselves."""
     known: list[type] = type.__subclasses__(kind)
     children = [child for child in known if ROOT not in vars(child)]
-    return children + [found for child in children for found in _subclasses(child)]
+    return children + [found for child in known for found in _subclasses(child)]
 
 
 def calls_by_name(module: Any, name: str, value: Any) -> bool:

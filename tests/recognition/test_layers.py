@@ -127,3 +127,20 @@ def test_one_model_keeps_its_checkpoints_and_no_other_is_touched() -> None:
     assert largest_error(outputs_and_gradients(other), eager) == 0
     hf_kernel_patch.unpatch(model)
     assert type(model.model.layers[0]) is type(other.model.layers[0])
+
+
+def test_a_class_made_from_one_model_s_class_is_reached_when_that_model_is_given_back() -> None:
+    """As FSDP2 makes it; only where transformers wraps every such class has it a forward."""
+    model = tiny_model("llama").eval()
+    hf_kernel_patch.apply_kernel(ADD, model=model)
+    layers = model.model.layers
+    before = type(layers[0])
+    kind = type("FSDPLlamaDecoderLayer", (before,), {})
+    for layer in layers:
+        layer.__class__ = kind
+    with pytest.raises(hf_kernel_patch.ForeignPatchError, match="FSDPLlamaDecoderLayer"):
+        hf_kernel_patch.unpatch()
+    eager = model(tokens()).logits
+    with hf_kernel_patch.patched(ADD, models="llama", strict=True) as report:
+        assert torch.equal(model(tokens()).logits, eager)
+    assert [row.served for row in report] == [2 if "forward" in vars(kind) else 0]
