@@ -13,16 +13,24 @@ _NAMES = {
 }
 
 
+#: As far as they were asked for: the lookup costs half of what the names do.
+_by_class: dict[type, str] = {}
+
+
 def activation_of(module: Any) -> tuple[str, str | None]:
     """("silu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it)."""
     kind = type(module)
-    name = _NAMES.get((kind.__module__, kind.__qualname__), "")
-    if not name and _is_silu(module):
-        return "silu", None
+    name = _by_class.get(kind)
+    if name is None:
+        name = _by_class[kind] = _NAMES.get((kind.__module__, kind.__qualname__), "")
     if not name:
+        if _is_silu(module):
+            return "silu", None
         return "", f"the activation {type(module).__name__} has no fused form"
     if touched(module):
         return "", "a hook on the activation needs the original"
+    if vars(module).get("inplace"):
+        return "", "the activation works in place"
     return name, None
 
 
@@ -51,6 +59,22 @@ def hooked(module: Any) -> bool:
 
 def hooked_everywhere() -> bool:
     """Whether torch has hooks that every module's call runs."""
-    import torch
+    global _any_hook
+    if _any_hook is None:
+        from torch.nn.modules.module import _has_any_global_hook as _any_hook
+    return bool(_any_hook())
 
-    return bool(torch.nn.modules.module._has_any_global_hook())
+
+#: torch's own answer, kept, since an import and its attributes cost more than the question.
+_any_hook: Any = None
+
+
+def compiling() -> bool:
+    """Whether torch.compile is tracing."""
+    global _is_compiling
+    if _is_compiling is None:
+        from torch.compiler import is_compiling as _is_compiling
+    return bool(_is_compiling())
+
+
+_is_compiling: Any = None

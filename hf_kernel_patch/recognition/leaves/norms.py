@@ -6,10 +6,9 @@ import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
-from hf_kernel_patch.recognition.modules import touched
+from hf_kernel_patch.recognition.modules import compiling, touched
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import ROOT, innermost
 
@@ -92,7 +91,7 @@ LEAVES = {
 }
 for _one in LEAVES.values():
     register(_one)
-_seen: WeakKeyDictionary[type, tuple[Any, Any, Norm | None]] = WeakKeyDictionary()
+_seen: dict[type, tuple[Any, Any, Norm | None]] = {}
 
 
 def _gated(site: Site) -> Callable[..., Any]:
@@ -145,6 +144,9 @@ def _takes_six(function: Callable[..., Any]) -> bool:
 register(Leaf("rms_norm.gated", "rms_norm", {GATED: _gated, GATED_BY_NAME: _gated_by_name}))
 
 
+_CLASSES = 4096
+
+
 def norm_of(kind: type) -> Norm | None:
     """What a class of norms computes, patched by us or not; None where its code is no known one."""
     forward, helper = getattr(kind, "forward", None), getattr(kind, "_norm", None)
@@ -153,6 +155,8 @@ def norm_of(kind: type) -> Norm | None:
         matching = (leaf for leaf in LEAVES.values() if leaf.why_not(forward, kind) is None)
         leaf = next(matching, None)
         norm = _NORMS[next(iter(leaf.variants))] if leaf else None
+        if len(_seen) > _CLASSES:  # somebody makes classes without end
+            _seen.clear()
         seen = _seen[kind] = forward, helper, norm
     return seen[2]
 
@@ -181,11 +185,12 @@ def norm_arguments(
 
     torch.compile, which cannot read sources, looks the class up among the ``known``.
     """
-    import torch
-
     kind = type(module)
-    norm = known.get(own_class(kind)) if torch.compiler.is_compiling() else norm_of(kind)
+    norm = known.get(own_class(kind)) if compiling() else norm_of(kind)
     if norm is None:
         return (None, 0.0, 0.0, True), f"{kind.__name__} is not a norm of a known leaf"
     why_not = "a hook on the norm needs the original" if touched(module) else None
-    return (module.weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not
+    weight = module._parameters.get("weight")  # which costs less than the attribute
+    if weight is None:
+        weight = module.weight
+    return (weight, getattr(module, norm.eps), norm.offset, norm.cast_first), why_not

@@ -87,21 +87,14 @@ def serve(site: Site) -> Callable[..., Any]:
     tensor = torch.Tensor
 
     def gated_product(module: Any, activation: Any, gate: Any, up: Any) -> Any:
-        if not site.in_force(module):
-            return activation(gate) * up
         name, why_not = activation_of(activation)
         if not (isinstance(gate, tensor) and isinstance(up, tensor)):
             why_not = "a factor is no tensor"
-        elif getattr(activation, "inplace", False):
-            why_not = "the activation works in place"
         if site.declines(gate, up, name, unless=why_not, module=module):
             return activation(gate) * up
         return site.op(gate, up, name)
 
-    def in_any_order(module: Any, activation: Any = None, gate: Any = None, up: Any = None) -> Any:
-        return gated_product(module, activation, gate, up)
-
-    return in_any_order
+    return gated_product
 
 
 register(Rule("gated_product", "swiglu", find, serve, "swiglu"))

@@ -129,7 +129,7 @@ def serve(site: Site) -> Callable[..., Any]:
     def qk_norm_rope(
         module: Any, q_norm: Any, k_norm: Any, rotary: Any, q: Any, k: Any, cos: Any, sin: Any
     ) -> Any:
-        if site.in_force(module):
+        if site.active:
             (q_weight, *q_options), why_not = norm_arguments(q_norm, known)
             (k_weight, *k_options), why_k_not = norm_arguments(k_norm, known)
             why_not = why_not or why_k_not

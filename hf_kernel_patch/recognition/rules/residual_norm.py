@@ -202,12 +202,11 @@ def serve(site: Site) -> Callable[..., Any]:
     tensor, known = torch.Tensor, norms_in(modeling_of(site.original))
 
     def add_rms_norm(module: Any, norm: Any, left: Any, right: Any) -> Any:
-        if site.in_force(module):
-            arguments, why_not = norm_arguments(norm, known)
-            if not (isinstance(left, tensor) and isinstance(right, tensor)):
-                why_not = "a summand is no tensor"
-            if not site.declines(right, left, *arguments, unless=why_not, module=module):
-                return site.op(right, left, *arguments)
+        arguments, why_not = norm_arguments(norm, known)
+        if not (isinstance(left, tensor) and isinstance(right, tensor)):
+            why_not = "a summand is no tensor"
+        if not site.declines(right, left, *arguments, unless=why_not, module=module):
+            return site.op(right, left, *arguments)
         total = left + right
         return total, norm(total)
 
