@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import unknown
+from hf_kernel_patch.errors import shown, unknown
 from hf_kernel_patch.patching import global_patch, model_patch
 from hf_kernel_patch.patching.global_patch import Activation, raise_if_blocked
 from hf_kernel_patch.patching.own_apply import recorded
@@ -183,7 +183,7 @@ def apply_kernel(kernel_id: str, *, model: Any, options: Mapping[str, Any] | Non
         TypeError: ``model`` is not, and does not wrap, a PreTrainedModel.
     """
     if not isinstance(kernel_id, str):
-        raise TypeError(f"kernel_id must be a string, not {kernel_id!r}")
+        raise TypeError(f"kernel_id must be a string, not {shown(kernel_id)}")
     if kernel_id not in registry.kernels():
         raise unknown("kernel id", kernel_id, registry.kernels())
     given = tuple((kernel_id, name, value) for name, value in (options or {}).items())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
+from itertools import islice
+from typing import Any
 
 
 class KernelPatchError(RuntimeError):
@@ -22,13 +25,48 @@ class KernelPatchWarning(UserWarning):
     """A kernel or a target was left out; with ``strict=True`` this would have been an error."""
 
 
-def unknown(kind: str, value: str, known: Iterable[str], source: str = "") -> ValueError:
+#: What a value may take of a message.
+LONGEST = 200
+
+
+class _Short(reprlib.Repr):
+    """Looks at a few items, two levels deep: aliases make a small file an endless value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = LONGEST
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out numbers of thousands of digits.
+        return repr(x) if x.bit_length() <= 4 * LONGEST else f"<int of {x.bit_length()} bits>"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        # What reprlib knows by the names of their types alone.
+        if isinstance(x, Mapping):
+            return self.repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+        if isinstance(x, Sequence | Set) and not isinstance(x, str | bytes | bytearray | range):
+            return self.repr_list(list(islice(x, self.maxlist + 1)), level)
+        return super().repr_instance(x, level)
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """``repr(value)`` for a message, cut to ``LONGEST`` characters whatever a user has given."""
+    text = _short.repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def unknown(kind: str, value: Any, known: Iterable[str], source: str = "") -> ValueError:
     """The ValueError for a name that does not exist, with the nearest names and all of them.
 
     ``source`` says where the name was given.
     """
     names = sorted(known)
-    near = get_close_matches(value, names, n=3, cutoff=0.5)
+    name = value if isinstance(value, str) else shown(value)
+    near = get_close_matches(name[:LONGEST], names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     where = f" in {source}" if source else ""
-    return ValueError(f"unknown {kind} {value!r}{where}{hint} Known: {', '.join(names)}")
+    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {', '.join(names)}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
+import os
 import pkgutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
-from hf_kernel_patch.errors import KernelUnavailableError, unknown
+from hf_kernel_patch.errors import KernelUnavailableError, shown, unknown
 
 
 class BaseKernel:
@@ -35,6 +38,10 @@ class BaseKernel:
     function: ClassVar[str | Callable[..., Any]] = ""
     #: Options that users may set, with their defaults.
     options: ClassVar[Mapping[str, Any]] = {}
+    #: The least and the greatest value of options that are numbers, both allowed. One that is not
+    #: named goes from 0, or has no least value where its default is below 0; one whose default
+    #: is None is above 0.
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: Leaves and rules of an op of your own (see docs/kernels.md); those of the ops here are in
     #: ``recognition/``.
     code: ClassVar[tuple[Any, ...]] = ()
@@ -81,8 +88,41 @@ class BaseKernel:
 
 Kernel = type[BaseKernel]
 K = TypeVar("K", bound=Kernel)
+#: Options beyond it are as good as infinite: an op that multiplies them would overflow.
+HUGE = 1e300
 _kernels: dict[str, Kernel] = {}
-_scanned = False
+
+
+class Scan:
+    """Calls a function when it is first needed; threads that need it meanwhile wait for its end.
+
+    The thread that runs it may need it again, as the modules it imports do: that does nothing.
+    """
+
+    def __init__(self, function: Callable[[], None]):
+        self._function, self._lock = function, threading.RLock()
+        self._done = self._running = False
+        if hasattr(os, "register_at_fork"):
+            # A child that is forked in between would find a lock, and modules half imported, that
+            # nobody finishes.
+            os.register_at_fork(
+                before=self._lock.acquire,
+                after_in_parent=self._lock.release,
+                after_in_child=self._lock.release,
+            )
+
+    def __call__(self) -> None:
+        if self._done:
+            return
+        with self._lock:
+            if self._done or self._running:
+                return
+            self._running = True
+            try:
+                self._function()
+                self._done = True
+            finally:
+                self._running = False
 
 
 def register_kernel(cls: K) -> K:
@@ -92,7 +132,7 @@ def register_kernel(cls: K) -> K:
     or an id that another class holds (defining the same class again, as a notebook does, is fine).
     """
     if not (isinstance(cls, type) and issubclass(cls, BaseKernel)):
-        raise TypeError(f"register_kernel takes a subclass of BaseKernel, not {cls!r}")
+        raise TypeError(f"register_kernel takes a subclass of BaseKernel, not {shown(cls)}")
     if not cls.kernel_id or "," in cls.kernel_id:
         raise ValueError(f"{cls.__qualname__} needs a kernel_id (without commas)")
     holder = _kernels.get(cls.kernel_id)
@@ -113,25 +153,34 @@ def register_kernel(cls: K) -> K:
 
 def kernels() -> dict[str, Kernel]:
     """Every registered kernel by id; the first call scans ``ops/``."""
-    global _scanned
-    if not _scanned:
-        _scanned = True
-        from hf_kernel_patch import ops
-
-        for found in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
-            if found.ispkg:
-                importlib.import_module(found.name)
+    _scan()
     return _kernels
+
+
+def _import_ops() -> None:
+    from hf_kernel_patch import ops
+
+    for found in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+        if found.ispkg:
+            importlib.import_module(found.name)
+
+
+_scan = Scan(_import_ops)
+
+
+def _every() -> list[Kernel]:
+    """The kernels of this moment: another thread may register one while they are looked at."""
+    return list(kernels().values())
 
 
 def ops() -> set[str]:
     """The names of all ops that some kernel serves."""
-    return {kernel.op for kernel in kernels().values() if kernel.op}
+    return {kernel.op for kernel in _every() if kernel.op}
 
 
 def backends() -> set[str]:
     """The names that ``backend=`` takes, "auto" among them."""
-    return {"auto", *devices.BACKENDS, *(kernel.backend for kernel in kernels().values())}
+    return {"auto", *devices.BACKENDS, *(kernel.backend for kernel in _every())}
 
 
 def unavailable(kernel: Kernel) -> str | None:
@@ -156,14 +205,14 @@ def has_own_apply(kernel: Kernel) -> bool:
 
 def available() -> list[str]:
     """Ids of the kernels that can run here."""
-    return [name for name, kernel in kernels().items() if unavailable(kernel) is None]
+    return [name for name, kernel in list(kernels().items()) if unavailable(kernel) is None]
 
 
 def defaults(backend: str = "auto") -> dict[str, Kernel]:
     """The kernels that "auto" takes on this device, by op."""
     here = devices.current()
     found: dict[str, Kernel] = {}
-    for kernel in _preferred(kernels().values()):
+    for kernel in _preferred(_every()):
         wanted = here in kernel.default_on and backend in ("auto", kernel.backend)
         if wanted and unavailable(kernel) is None:
             found.setdefault(kernel.op or kernel.kernel_id, kernel)
@@ -217,29 +266,51 @@ def options_of(kernel: Kernel, given: Iterable[tuple[str, str, Any]]) -> dict[st
     """
     found: dict[str, Any] = {}
     for owner, option, value in given:
-        owners = [k for k in kernels().values() if owner in (k.op, k.kernel_id)]
+        owners = [k for k in _every() if owner in (k.op, k.kernel_id)]
         if not owners:
             raise unknown("kernel id or op", owner, {*kernels(), *ops()}, "options")
         if kernel in owners:
             if option not in kernel.options:
                 raise unknown("option", option, kernel.options, f"options of {owner}")
-            found[option] = _value(f"{owner}.{option}", kernel.options[option], value)
+            default, bounds = kernel.options[option], kernel.bounds.get(option)
+            found[option] = _value(f"{owner}.{option}", default, bounds, value)
     return found
 
 
-def _value(name: str, default: Any, value: Any) -> Any:
+def _value(name: str, default: Any, bounds: tuple[float, float] | None, value: Any) -> Any:
     """A value of the default's kind: a truth, or a number, or None where that is the default."""
-    text = str(value).strip().lower()
+    text = _word(value)
     if isinstance(default, bool):
         if text in ("1", "true", "yes", "on", "0", "false", "no", "off"):
             return text in ("1", "true", "yes", "on")
-        raise ValueError(f"the option {name} is true or false, not {value!r}")
+        raise ValueError(f"the option {name} is true or false, not {shown(value)}")
     if default is None and text in ("none", "null", "auto", ""):
         return None
+    if isinstance(value, bool):  # which float takes for 0 or 1
+        raise ValueError(f"the option {name} is a number, not {value}")
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"the option {name} is a number, not {value!r}") from None
+        number = float(value)
+    except OverflowError:  # an int that no float can hold
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's
+        raise ValueError(f"the option {name} is a number, not {shown(value)}") from None
+    least, most = bounds or (-math.inf if default is not None and default < 0 else 0.0, HUGE)
+    above = bounds is None and default is None
+    if math.isfinite(number) and least <= number <= most and not (above and number == 0):
+        return number
+    wanted = ["a finite number"]
+    if least > -math.inf:
+        wanted.append(f"{'above' if above else 'at least'} {least:g}")
+    if most < HUGE:
+        wanted.append(f"at most {most:g}")
+    raise ValueError(f"the option {name} is {', '.join(wanted)}; not {shown(value)}")
+
+
+def _word(value: Any) -> str:
+    """A value as text to compare, or "?": the text of a container may be too long to be made."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "?"
+    return (shown(value) if type(value) is int else str(value)).strip().lower()
 
 
 def _named(name: str, backend: str) -> Kernel:
@@ -249,7 +320,7 @@ def _named(name: str, backend: str) -> Kernel:
             raise KernelUnavailableError(f"kernel {name!r} cannot run here: {why}")
         return kernel
     reasons = {}
-    for kernel in _preferred(k for k in kernels().values() if k.op == name):
+    for kernel in _preferred(k for k in _every() if k.op == name):
         if backend not in ("auto", kernel.backend):
             reasons[kernel.kernel_id] = f"its backend is {kernel.backend!r}"
         elif why := unavailable(kernel):
@@ -262,7 +333,7 @@ def _named(name: str, backend: str) -> Kernel:
 
 def _why_no_backend(backend: str) -> str | None:
     """None if some kernel of the backend is available, else the reasons."""
-    reasons = [unavailable(k) for k in kernels().values() if k.backend == backend]
+    reasons = [unavailable(k) for k in _every() if k.backend == backend]
     if not reasons:
         return devices.why_no_backend(backend) or "no kernel is registered for it"
     return None if None in reasons else str(reasons[0])

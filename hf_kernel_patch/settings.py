@@ -11,11 +11,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hf_kernel_patch.errors import shown, unknown
+
 PREFIX = "HF_KERNEL_PATCH"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", "", "none", "null"}
 
 
 class _Unset:
+    """Found by identity, which copies and pickles keep."""
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
     def __repr__(self) -> str:
         return "<from the environment, else the default>"
 
@@ -140,7 +147,9 @@ def read_include(value: Any, source: str = "include") -> str | tuple[str, ...] |
             return "auto"
     names = _names(value, source)
     if "auto" in names:
-        raise ValueError(f"{source}: 'auto' stands alone, it cannot be mixed with ids: {value!r}")
+        raise ValueError(
+            f"{source}: 'auto' stands alone, it cannot be mixed with ids: {shown(value)}"
+        )
     return names
 
 
@@ -150,30 +159,37 @@ def load_kernel_config(source: Any) -> KernelConfig:
     The mapping, or its value under ``kernel_config``, holds ``name`` ("auto" or kernel ids) and
     ``include_kernels`` (null, true, false, "auto" or "id1,id2"; null by default), and may hold
     ``exclude``, ``models``, ``backend``, ``strict`` and ``options``. Raises ValueError naming the
-    key that is wrong, FileNotFoundError and TypeError for a source that cannot be read.
+    key that is wrong, or the file that is no YAML; FileNotFoundError and TypeError for a source
+    that cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
-        import yaml
-
-        data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        where = str(source)
+        data, where = _read_yaml(Path(source)), str(source)
     else:
         data, where = source, "kernel_config"
     if isinstance(data, Mapping) and "kernel_config" in data:
         data = data["kernel_config"]
     if not isinstance(data, Mapping):
-        raise TypeError(f"{where}: expected a mapping or a YAML file of one, got {data!r}")
+        raise TypeError(f"{where}: expected a mapping or a YAML file of one, got {shown(data)}")
     others = ("exclude", "models", "backend", "strict", "options")
     known = {"name", "include_kernels", *others}
     if strange := [key for key in data if key not in known]:
-        from hf_kernel_patch.errors import unknown
-
-        raise unknown(f"key in {where}", str(strange[0]), known)
+        raise unknown(f"key in {where}", strange[0], known)
     ids = read_include(data.get("name", "auto"), f"name in {where}")
     include = read_include(data.get("include_kernels"), f"include_kernels in {where}")
     if isinstance(ids, tuple) and ("include_kernels" not in data or include == "auto"):
         include = ids
     return KernelConfig(include=include, **{key: data[key] for key in others if key in data})
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of a number or of the encoding
+        raise ValueError(f"{path} cannot be read as YAML: {str(error)[:500]}") from error
 
 
 def _variable(name: str) -> str:
@@ -193,7 +209,7 @@ def _read(name: str, value: Any, source: str) -> Any:
     if name == "strict":
         return value if isinstance(value, bool) else _boolean(value, source)
     if not isinstance(value, str):
-        raise TypeError(f"{source} must be a string, not {value!r}")
+        raise TypeError(f"{source} must be a string, not {shown(value)}")
     return value.strip().lower() or "auto"
 
 
@@ -207,29 +223,33 @@ def _options(value: Any, source: str) -> tuple[tuple[str, str, Any], ...]:
             name, given, text = part.partition("=")
             owner, dot, option = name.strip().partition(".")
             if not (given and dot):
-                raise ValueError(f"{source}: {part!r} is not of the form op.option=value")
+                raise ValueError(f"{source}: {shown(part)} is not of the form op.option=value")
             found.append((owner, option, text.strip()))
         return tuple(found)
     if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
-        raise TypeError(f"{source} must map ops to mappings of options, not {value!r}")
-    return tuple((str(o), str(n), one) for o, held in value.items() for n, one in held.items())
+        raise TypeError(f"{source} must map ops to mappings of options, not {shown(value)}")
+    return tuple((_word(o), _word(n), one) for o, held in value.items() for n, one in held.items())
+
+
+def _word(key: Any) -> str:
+    return key if isinstance(key, str) else shown(key)
 
 
 def _names(value: Any, source: str) -> tuple[str, ...]:
     parts: Any = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Iterable) or isinstance(parts, (bytes, Mapping)):
-        raise TypeError(f"{source} must be a string or an iterable of strings, not {value!r}")
+        raise TypeError(f"{source} must be a string or an iterable of strings, not {shown(value)}")
     names = []
     for part in parts:
         if not isinstance(part, str):
-            raise TypeError(f"{source} holds {part!r}, which is not a string")
+            raise TypeError(f"{source} holds {shown(part)}, which is not a string")
         if part.strip():
             names.append(part.strip())
     return tuple(dict.fromkeys(names))
 
 
 def _boolean(value: Any, source: str) -> bool:
-    text = str(value).strip().lower()
-    if text not in _TRUE | _FALSE or not isinstance(value, str):
-        raise ValueError(f"{source} must be one of 1, 0, true, false; got {value!r}")
+    text = value.strip().lower() if isinstance(value, str) else None
+    if text not in _TRUE | _FALSE:
+        raise ValueError(f"{source} must be one of 1, 0, true, false; got {shown(value)}")
     return text in _TRUE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from hf_kernel_patch import settings
@@ -11,11 +10,18 @@ from hf_kernel_patch.patching import model_patch
 from hf_kernel_patch.patching.global_patch import raise_if_blocked
 from hf_kernel_patch.settings import UNSET
 
+_made: dict[str, type] = {}
 
-@cache
+
 def callback_class() -> type:
     """``KernelPatchCallback``, which needs transformers to be made."""
-    from transformers import TrainerCallback
+    # Threads may make it at the same time; all get the one that is kept.
+    return _made.get("class") or _made.setdefault("class", _make())
+
+
+def _make() -> type:
+    # Not of transformers itself, a lazy module that fails while another thread imports it.
+    from transformers.trainer_callback import TrainerCallback
 
     class KernelPatchCallback(TrainerCallback):
         """Patches the Trainer's model, and no other, until its training has ended.
@@ -31,6 +37,10 @@ def callback_class() -> type:
             settings.resolve(config, include=include, options=options)  # a mistake is told now
             self._arguments = {"include_kernels": include, "options": options, "config": config}
             self._applied: list[model_patch.Application] = []
+
+        def __getstate__(self) -> dict[str, Any]:
+            # A copy has patched nothing, and nothing is its to take back.
+            return {**vars(self), "_applied": []}
 
         def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
             if model is not None:

@@ -7,7 +7,7 @@ import warnings
 from hf_kernel_patch import registry
 from hf_kernel_patch.api import patched
 from hf_kernel_patch.cli.preview import architecture_of, import_modelling
-from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.errors import KernelPatchWarning, shown
 from hf_kernel_patch.patching.report import SKIPPED, Row
 
 
@@ -31,5 +31,5 @@ def differences(target: str, site: str = "", include: str = "") -> list[tuple[Ro
                 row.outcome, row.reason = SKIPPED, broken[row.architecture]
             found = [(row, row.diff) for row in report if row.site and site in row.site]
     if not found:
-        raise ValueError(f"{name} has no site with {site!r} in its name")
+        raise ValueError(f"{name} has no site with {shown(site)} in its name")
     return found

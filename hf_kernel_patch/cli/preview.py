@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from hf_kernel_patch import models, settings
 from hf_kernel_patch.api import patched
-from hf_kernel_patch.errors import KernelPatchWarning, unknown
+from hf_kernel_patch.errors import KernelPatchWarning, shown, unknown
 from hf_kernel_patch.patching.report import SKIPPED, PatchReport
 
 
@@ -44,13 +45,17 @@ def architecture_of(target: str) -> str:
     known = models.architectures()
     if target in known:
         return target
-    if not Path(target).is_dir():
+    if not os.path.isdir(target):  # Path.is_dir raises for a name too long
         raise unknown("model type or directory", target, known)
     config = Path(target, "config.json")
     try:
-        name = str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+        name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except RecursionError:
+        raise ValueError(f"{config} is nested too deeply to be read") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} names no model_type: {error!r}") from None
+        raise ValueError(f"{config} names no model_type: {shown(error)}") from None
+    if not isinstance(name, str):
+        raise ValueError(f"{config}: model_type is a name, not {shown(name)}")
     found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
     if found is None:
         raise unknown(f"model type (of {config})", name, known)

@@ -6,8 +6,9 @@ import importlib
 import pkgutil
 import warnings
 
-from hf_kernel_patch.errors import unknown
+from hf_kernel_patch.errors import shown, unknown
 from hf_kernel_patch.models.table import Architecture, Target
+from hf_kernel_patch.registry import Scan
 
 __all__ = ["Architecture", "Target", "architectures", "register_model", "select"]
 
@@ -25,19 +26,22 @@ RENAMED = {
     },
 }
 _registered: dict[str, Architecture] = {}
-_scanned = False
 
 
 def architectures() -> dict[str, Architecture]:
     """Every architecture by name: those of this folder, then a user's own."""
-    global _scanned
-    if not _scanned:
-        _scanned = True
-        for found in pkgutil.iter_modules(__path__, f"{__name__}."):
-            module = importlib.import_module(found.name)
-            if isinstance(table := getattr(module, "ARCHITECTURE", None), Architecture):
-                _registered.setdefault(table.name, table)
+    _scan()
     return _registered
+
+
+def _import_tables() -> None:
+    for found in pkgutil.iter_modules(__path__, f"{__name__}."):
+        module = importlib.import_module(found.name)
+        if isinstance(table := getattr(module, "ARCHITECTURE", None), Architecture):
+            _registered.setdefault(table.name, table)
+
+
+_scan = Scan(_import_tables)
 
 
 def register_model(architecture: Architecture) -> Architecture:
@@ -50,7 +54,7 @@ def register_model(architecture: Architecture) -> Architecture:
     from hf_kernel_patch.recognition import known
 
     if not isinstance(architecture, Architecture):
-        raise TypeError(f"register_model takes an Architecture, not {architecture!r}")
+        raise TypeError(f"register_model takes an Architecture, not {shown(architecture)}")
     if renamed := {t.code: RENAMED[t.code] for t in architecture.targets if t.code in RENAMED}:
         warnings.warn(
             f"names in the table {architecture.name} are old: write "

@@ -7,6 +7,7 @@ object that was there.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, MutableMapping
@@ -98,12 +99,37 @@ class Entry:
     before: Any
 
 
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
 class Ledger:
-    """All replacements in force, one stack a slot. ``lock`` is held around every change."""
+    """All replacements in force, one stack a slot. ``lock`` is held around every change.
+
+    A process that forks waits a moment for a change in another thread to end, so that its child
+    finds no half of it; the child has a lock of its own, which no thread holds.
+    """
+
+    #: Seconds. The thread that holds the lock may itself wait for the one that forks.
+    patience = 1.0
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self._forking: set[int] = set()  # threads that have taken the lock for their fork
+        _ledgers.add(self)
         self._stacks: dict[tuple[int, Any], list[Entry]] = {}
+
+    def before_fork(self) -> None:
+        if self.lock.acquire(timeout=self.patience):
+            self._forking.add(threading.get_ident())
+
+    def after_fork(self, in_child: bool) -> None:
+        taken = threading.get_ident() in self._forking
+        self._forking.discard(threading.get_ident())
+        if in_child:
+            self.lock = threading.RLock()
+            self._forking.clear()
+        elif taken:
+            self.lock.release()
 
     def push(self, slot: Slot, value: Any) -> Entry:
         """Put ``value`` into ``slot`` and remember what was there."""
@@ -166,6 +192,24 @@ class Ledger:
             else:
                 entry.slot.write(entry.before)
             return None
+
+
+def _before_fork() -> None:
+    for one in list(_ledgers):
+        one.before_fork()
+
+
+def _after_fork(in_child: bool) -> None:
+    for one in list(_ledgers):
+        one.after_fork(in_child)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(in_child=False),
+        after_in_child=lambda: _after_fork(in_child=True),
+    )
 
 
 def _describe(value: Any) -> str:
