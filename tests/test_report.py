@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections import Counter
 from io import StringIO
 
@@ -174,3 +175,12 @@ def test_one_summary_line_is_logged_by_the_first_rank(
         hf_kernel_patch.patch_transformers(NORM, models="llama")
     hf_kernel_patch.unpatch()
     assert [record.getMessage() for record in caplog.records] == [report.summary()] * lines
+
+
+def test_a_report_that_is_sent_elsewhere_shows_the_diff_of_its_time() -> None:
+    llama()
+    with hf_kernel_patch.patched("swiglu", models="llama") as report:
+        (row,) = pickle.loads(pickle.dumps(report.rows))
+        assert row == report.rows[0]
+        assert row.diff == report.rows[0].diff != ""
+    assert row.diff != report.rows[0].diff == ""

@@ -34,7 +34,7 @@ from hf_kernel_patch.patching.records import (
     record_of,
 )
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
-from hf_kernel_patch.recognition import Request, known, why_not
+from hf_kernel_patch.recognition import Request, known, request, why_not
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
 from hf_kernel_patch.settings import Settings
@@ -147,22 +147,22 @@ class Activation:
     def _take(self, target: Target, row: Row, owner: Any, name: str, value: Any) -> str | None:
         """Put a kernel in force on a located target; the reason where it cannot be."""
         kernel = self.kernels[row.op]
-        options = tuple(sorted(options_of(kernel, self.settings.options).items()))
-        request = Request(target.code, kernel, self.explicit, options)
-        if reason := why_not(original_of(value), owner, request):
+        options = options_of(kernel, self.settings.options)
+        asked = request(target.code, kernel, self.explicit, options)
+        if reason := why_not(original_of(value), owner, asked):
             return reason
-        describe_source(row, request, value)
+        describe_source(row, asked, value)
         if not isinstance(owner, type):
-            self._hold(value, owner, request, row)
+            self._hold(value, owner, asked, row)
             return None
         for kind in (owner, *wrapping_subclasses(owner, name)):
-            self._hold(vars(kind).get(name, value), kind, request, row, Attribute(kind, name))
+            self._hold(vars(kind).get(name, value), kind, asked, row, Attribute(kind, name))
         return None
 
     def _hold(
-        self, value: Any, owner: Any, request: Request, row: Row, slot: Attribute | None = None
+        self, value: Any, owner: Any, asked: Request, row: Row, slot: Attribute | None = None
     ) -> None:
-        record, holder = record_of(value, owner), Holder(request, row)
+        record, holder = record_of(value, owner), Holder(asked, row)
         keep(record)
         record.add(holder)
         self._held.append((record, holder))

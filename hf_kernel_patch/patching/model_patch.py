@@ -17,7 +17,7 @@ from hf_kernel_patch.patching.lookup import calls_by_name, describe, exists_here
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
-from hf_kernel_patch.recognition import Request, known, why_not
+from hf_kernel_patch.recognition import known, request, why_not
 from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import Kernel, options_of
@@ -124,15 +124,15 @@ class Application:
             target,
             Row(architecture, target.site, kernel.op, kernel.kernel_id, PATCHED, scope="model"),
         )
-        options = tuple(sorted(options_of(kernel, self._options).items()))
-        request = Request(target.code, kernel, self.explicit, options, called)
+        options = options_of(kernel, self._options)
+        asked = request(target.code, kernel, self.explicit, options, called)
         patch = module_patch(module)
-        if patch.asks(method, request, self):
+        if patch.asks(method, asked, self):
             return
-        if reason := why_not(patch.original(method), patch.root, request):
+        if reason := why_not(patch.original(method), patch.root, asked):
             row.outcome, row.reason = SKIPPED, reason
             return
-        patch.add(Wish(method, request, row, self))
+        patch.add(Wish(method, asked, row, self))
         row.code, row.original = target.code, source_hash(patch.original(method))
         row._diff = partial(_diff, weakref.ref(patch), method)
         if patch not in self.modules:

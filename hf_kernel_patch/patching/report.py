@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hf_kernel_patch.recognition.site import REPLAYED, SERVED
@@ -60,6 +61,10 @@ class Row:
         "" where a whole function is replaced, or nothing is in force.
         """
         return self._diff()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, in another process perhaps, shows the diff of now.
+        return {**vars(self), "_diff": partial(str, self.diff)}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

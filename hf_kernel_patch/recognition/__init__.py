@@ -1,6 +1,6 @@
 """Known code: leaves and rules, how they are recognised, and how a function is written anew."""
 
-from hf_kernel_patch.recognition.composing import Composed, Request, composed, why_not
+from hf_kernel_patch.recognition.composing import Composed, Request, composed, request, why_not
 from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.known import Found, Known, Leaf, Rule, build, known, register
 from hf_kernel_patch.recognition.leaves import (
@@ -40,6 +40,7 @@ __all__ = [
     "qk_norm_rope",
     "register",
     "replace",
+    "request",
     "residual_norm",
     "rotary",
     "why_not",

@@ -35,6 +35,18 @@ class Request:
     called: tuple[Any, str, Any] | None = None
 
 
+def request(
+    code: str,
+    kernel: Kernel,
+    explicit: bool,
+    options: Mapping[str, Any],
+    called: tuple[Any, str, Any] | None = None,
+) -> Request:
+    """A Request for a kernel with its own options as they are now, but for those given."""
+    every = tuple(sorted({**kernel.options, **options}.items()))
+    return Request(code, kernel, explicit, every, called)
+
+
 class Composed:
     """A function made for some requests, and their sites."""
 
