@@ -20,9 +20,12 @@ _by_class: dict[type, str] = {}
 def activation_of(module: Any) -> tuple[str, str | None]:
     """("silu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it)."""
     kind = type(module)
-    name = _by_class.get(kind)
+    # A dictionary that grows would be one of torch.compile's guards.
+    name = None if compiling() else _by_class.get(kind)
     if name is None:
-        name = _by_class[kind] = _NAMES.get((kind.__module__, kind.__qualname__), "")
+        name = _NAMES.get((kind.__module__, kind.__qualname__), "")
+        if not compiling():
+            _by_class[kind] = name
     if not name:
         if _is_silu(module):
             return "silu", None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
+from hf_kernel_patch.recognition.modules import compiling, hooked_everywhere
 from hf_kernel_patch.registry import Kernel
 
 SERVED = "served"
@@ -75,6 +76,9 @@ class Site:
         from hf_kernel_patch.ops.guard import why_not
 
         self._guard, self._compiling = why_not, torch.compiler.is_compiling
+        # They keep what they import at their first call, which is not to be in a compiled graph.
+        hooked_everywhere()
+        compiling()
         self._number = next(_numbers)
         _sites[self._number] = self
 
