@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -258,3 +259,41 @@ def test_experts_under_a_transform_are_the_original_s() -> None:
     with hf_kernel_patch.patched(MOE, models="qwen3_moe", strict=True) as report:
         assert torch.equal(gradient(x), eager)
         assert set(handed_back(report)) == {"a torch.func transform is active"}
+
+
+def test_torch_fx_traces_the_original() -> None:
+    model = tiny_model("llama").eval()
+    norm, mlp = model.model.norm, model.model.layers[0].mlp
+    x = torch.randn(2, 3, 64)
+    for module in (norm, mlp):
+        eager = module(x)
+        with hf_kernel_patch.patched("rms_norm,swiglu", models="llama", strict=True):
+            traced = torch.fx.symbolic_trace(module)
+            assert torch.equal(traced(x), eager)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ["nested", "sparse", "mkldnn"])
+def test_other_layouts_run_the_original_or_fail_as_it_does(name: str) -> None:
+    model = tiny_model("llama").eval()
+    norm, mlp = model.model.norm, model.model.layers[0].mlp
+    rows = [torch.randn(3, 64), torch.randn(3, 64)]
+    x = {
+        "nested": lambda: torch.nested.nested_tensor(rows),
+        "sparse": lambda: rows[0].to_sparse(),
+        "mkldnn": lambda: rows[0].to_mkldnn(),
+    }[name]()
+
+    def outcome(module: Any) -> str:
+        try:
+            with torch.no_grad():
+                found = module(x)
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error)[:60]}"
+        parts = found.unbind() if found.is_nested else [found.to_dense()]
+        return str([part.double().sum().item() for part in parts])
+
+    for module in (norm, mlp):
+        eager = outcome(module)
+        with hf_kernel_patch.patched("rms_norm,swiglu", models="llama", strict=True):
+            assert outcome(module) == eager

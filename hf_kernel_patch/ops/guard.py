@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 _DTYPES = {
     torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool
@@ -48,4 +49,10 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
                 return f"a tensor is on {argument.device.type}"
         elif isinstance(argument, _Tensor):
             return f"a tensor is a {kind.__name__}"
+        elif isinstance(argument, Proxy):
+            return "torch.fx is tracing"
+    # What is not laid out in strides comes as what the layer was called with, which is first.
+    first = arguments[0] if arguments else None
+    if isinstance(first, _Tensor) and (first.layout is not torch.strided or first.is_nested):
+        return f"a tensor is {'nested' if first.is_nested else first.layout}"
     return None
