@@ -32,8 +32,7 @@ class CudaFusedSwiGLU(TritonKernel):
 
     @classmethod
     def refuse(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
-        # A device's number costs the host less than the device; both are on CUDA devices.
-        if gate.dtype != up.dtype or gate.shape != up.shape or gate.get_device() != up.get_device():
+        if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
             return "gate and up differ in dtype, shape or device"
         return None
 
