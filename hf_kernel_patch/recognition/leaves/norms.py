@@ -173,7 +173,7 @@ def own_class(kind: type) -> type:
 
 
 def norms_in(modeling: Any) -> dict[type, Norm]:
-    """The classes of a modelling module whose code is a norm of a known form."""
+    """The classes of a modelling module whose code is a norm of a known leaf."""
     kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
     return {kind: norm for kind in kinds if (norm := norm_of(kind)) is not None}
 
