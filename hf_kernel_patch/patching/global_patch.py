@@ -29,7 +29,6 @@ from hf_kernel_patch.patching.records import (
     Record,
     bound_to,
     describe_source,
-    keep,
     ledger,
     record_of,
 )
@@ -163,7 +162,6 @@ class Activation:
         self, value: Any, owner: Any, asked: Request, row: Row, slot: Attribute | None = None
     ) -> None:
         record, holder = record_of(value, owner), Holder(asked, row)
-        keep(record)
         record.add(holder)
         self._held.append((record, holder))
         if slot is not None:

@@ -129,15 +129,9 @@ def describe_source(row: Row, request: Request, value: Any) -> None:
 
 
 def record_of(value: Any, owner: Any) -> Record:
-    """The record of what stood in the place of ``value``; a new one is none of ``records()``."""
+    """The record of what stood in the place of ``value``, made where there is none."""
     original = original_of(value)
-    known = _records.get(id(original))
-    return known if known is not None else Record(original, owner)
-
-
-def keep(record: Record) -> None:
-    """Have ``record_of`` find it."""
-    _records[id(record.original)] = record
+    return _records.setdefault(id(original), Record(original, owner))
 
 
 def requests_on(value: Any) -> Record | None:
