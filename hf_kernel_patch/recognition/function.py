@@ -42,7 +42,10 @@ class Function:
 
     def text(self, node: ast.expr | ast.stmt) -> str:
         """The source of a part, as it is written."""
-        return ast.get_source_segment("".join(self.lines), node) or ast.unparse(node)
+        if node.end_lineno is None or node.end_col_offset is None:
+            return ast.unparse(node)
+        last = node.end_lineno, node.end_col_offset
+        return self.between((node.lineno, node.col_offset), last)
 
     def between(self, first: tuple[int, int], last: tuple[int, int]) -> str:
         """The source from one (line, column in bytes) to another."""
@@ -54,10 +57,22 @@ class Function:
     @cached_property
     def names(self) -> set[str]:
         """Every name that its code uses, for others to differ from."""
-        nodes = list(ast.walk(self.node))
-        return {n.id for n in nodes if isinstance(n, ast.Name)} | {
-            name for node in nodes if node is not self.node for name in _bound(node)
-        }
+        used = {node.id for node in self.everything if isinstance(node, ast.Name)}
+        return used | self._bindings.keys()
+
+    @cached_property
+    def everything(self) -> list[ast.AST]:
+        """Every node of its tree: itself, its decorators and what lies inside of other nodes."""
+        return list(ast.walk(self.node))
+
+    @cached_property
+    def _bindings(self) -> dict[str, list[ast.AST]]:
+        """A name -> the nodes that give it a value or take it away."""
+        found: dict[str, list[ast.AST]] = {}
+        for node in self.everything[1:]:
+            for name in _bound(node):
+                found.setdefault(name, []).append(node)
+        return found
 
     @cached_property
     def nodes(self) -> list[ast.AST]:
@@ -82,7 +97,7 @@ class Function:
             return self.node, "it is no method"
         if len(bindings := self.stores("self")) > 1:
             return bindings[-1], "self is given another value"
-        for node in ast.walk(self.node):
+        for node in self.everything:
             if isinstance(node, (ast.Yield, ast.YieldFrom)):
                 return node, "it is a generator"
             if _looks_at_names(node):
@@ -101,7 +116,7 @@ class Function:
 
     def captured(self, name: str) -> ast.AST | None:
         """A function, class or generator inside of it that may use a local name at any time."""
-        for scope in ast.walk(self.node):
+        for scope in self.everything:
             if scope is not self.node and isinstance(scope, _SCOPES):
                 for node in ast.walk(scope):
                     if isinstance(node, ast.Name) and node.id == name:
@@ -110,15 +125,14 @@ class Function:
 
     def shared(self, name: str) -> ast.AST | None:
         """Where a name is said to be no local one, or used by a function inside, or None."""
-        for node in ast.walk(self.node):
+        for node in self.everything:
             if isinstance(node, (ast.Global, ast.Nonlocal)) and name in node.names:
                 return node
         return self.captured(name)
 
     def stores(self, name: str) -> list[ast.AST]:
         """Every place that gives a local name a value, or takes it away."""
-        nodes = ast.walk(self.node)
-        return [n for n in nodes if n is not self.node and name in _bound(n)]
+        return self._bindings.get(name, [])
 
     def loads(self, name: str) -> list[ast.Name]:
         """Every place in its body that reads a name."""
@@ -204,6 +218,8 @@ class _File:
     imported: frozenset[str]
 
 
+# Several rules look at one function after another.
+_last: list[Function] = []
 # Files stay parsed, since a module is looked at function by function.
 _files: dict[str, _File] = {}
 
@@ -225,7 +241,10 @@ def function_of(value: FunctionType) -> Function:
     found = file.functions.get((code.co_firstlineno, code.co_name))
     if found is None:
         raise NoSource(f"{code.co_qualname} is not where its code says, in {code.co_filename}")
-    return Function(value, found[0], lines, found[1], file.imported)
+    if _last and _last[0].value is value and _last[0].node is found[0]:
+        return _last[0]
+    _last[:] = [Function(value, found[0], lines, found[1], file.imported)]
+    return _last[0]
 
 
 def _parsed(lines: list[str]) -> _File:
