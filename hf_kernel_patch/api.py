@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import shown, unknown
-from hf_kernel_patch.patching import global_patch, model_patch
-from hf_kernel_patch.patching.global_patch import Activation, raise_if_blocked
+from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
+from hf_kernel_patch.patching import model_patch, watching
+from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.own_apply import recorded
 from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PatchReport
@@ -36,13 +36,15 @@ def patch_transformers(
 
     Works before or after transformers is imported and before or after models are built. An
     argument left out falls to the environment, then to ``config``, then to the default. A second
-    equal call does nothing; a different one takes the place of the first.
+    equal call patches what has come since, such as a module that was reloaded; a different one
+    takes the place of the first.
 
     Args:
         include: "auto" or True, the default kernels of this device; None or False, nothing;
             otherwise kernel ids and op names, as a comma-separated string or an iterable.
         exclude: kernel ids and op names to leave out.
-        models: "all", or names of architectures such as "llama".
+        models: "all", or model types such as "llama". Some have a table of what is expected in
+            their code; the code of all others is looked for what is known.
         backend: "auto", or "torch", "triton" or "npu" to take kernels of that backend alone.
         strict: raise where a target does not match or a kernel finds no site, instead of warning.
         options: of kernels, {op or kernel id: {option: value}}.
@@ -67,8 +69,10 @@ def patch_transformers(
         strict=strict,
         options=options,
     )
+    made = _activation(wanted)
+    if made.kernels:
+        watching.prepare()
     with ledger.lock:
-        made = _activation(wanted)
         old = _standing
         if old is None or not _same(old, made):
             made.apply()
@@ -76,6 +80,9 @@ def patch_transformers(
             if old is not None:
                 raise_if_blocked(old.undo())
             _log(_report(made))
+        else:
+            old.renew()
+            old.look()
         return _report(_standing or made)
 
 
@@ -97,7 +104,7 @@ def unpatch(model: Any = None) -> None:
         return
     with ledger.lock:
         blocked = model_patch.release()
-        for one in reversed(global_patch.active[:]):
+        for one in reversed(watching.active[:]):
             blocked += one.undo()
         _standing = None
     raise_if_blocked(blocked)
@@ -136,6 +143,8 @@ class patched:
 
     def __enter__(self) -> PatchReport:
         made = _activation(self._wanted)
+        if made.kernels:
+            watching.prepare()
         made.apply()
         self._entered.append(made)
         return _report(made)
@@ -222,9 +231,17 @@ def get_available_kernels() -> list[str]:
 
 
 def status() -> PatchReport:
-    """What is patched now, where, by which kernel, and what was skipped and why."""
+    """What is patched now, where, by which kernel, and what is not and why.
+
+    Looks at the moment: a forward that somebody has set on an instance since, a class that was
+    patched over or a module that was loaded anew turns its row.
+    """
     with ledger.lock:
-        rows = [row for one in global_patch.active for row in one.rows]
+        for patch in watching.active:
+            patch.look()
+        for application in model_patch.applications:
+            application.look()
+        rows = [row for one in watching.active for row in one.rows]
         alive = [one for one in model_patch.applications if one.alive()]
         rows += [row for one in alive for row in one.rows.values()]
     why = _why_nothing() if settings.disabled() else "no patch is in force"

@@ -25,8 +25,19 @@ class KernelPatchWarning(UserWarning):
     """A kernel or a target was left out; with ``strict=True`` this would have been an error."""
 
 
+def raise_if_blocked(blocked: list[str]) -> None:
+    """One error that names every place where somebody else's patch stayed."""
+    if blocked:
+        raise ForeignPatchError(
+            "everything else is restored, but somebody patched over these: "
+            + "; ".join(dict.fromkeys(blocked))
+        )
+
+
 #: What a value may take of a message.
 LONGEST = 200
+#: How many names a message lists.
+MOST = 100
 
 
 class _Short(reprlib.Repr):
@@ -62,11 +73,12 @@ def shown(value: Any) -> str:
 def unknown(kind: str, value: Any, known: Iterable[str], source: str = "") -> ValueError:
     """The ValueError for a name that does not exist, with the nearest names and all of them.
 
-    ``source`` says where the name was given.
+    Of hundreds it tells how many there are. ``source`` says where the name was given.
     """
     names = sorted(known)
     name = value if isinstance(value, str) else shown(value)
     near = get_close_matches(name[:LONGEST], names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     where = f" in {source}" if source else ""
-    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {', '.join(names)}")
+    known_here = ", ".join(names) if len(names) <= MOST else f"{len(names)} names"
+    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {known_here}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
+from hf_kernel_patch.errors import KernelPatchWarning, raise_if_blocked
 from hf_kernel_patch.patching import model_patch
-from hf_kernel_patch.patching.global_patch import raise_if_blocked
+from hf_kernel_patch.patching.report import SHADOWED
 from hf_kernel_patch.settings import UNSET
 
 _made: dict[str, type] = {}
@@ -37,6 +39,7 @@ def _make() -> type:
             settings.resolve(config, include=include, options=options)  # a mistake is told now
             self._arguments = {"include_kernels": include, "options": options, "config": config}
             self._applied: list[model_patch.Application] = []
+            self._told: list[str] = []  # sites whose forward something stands in front of
 
         def __getstate__(self) -> dict[str, Any]:
             # A copy has patched nothing, and nothing is its to take back.
@@ -48,6 +51,7 @@ def _make() -> type:
 
         def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
             self._apply(model)
+            self._warn_of_what_came_in_front()
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             applied, self._applied = self._applied, []
@@ -60,7 +64,22 @@ def _make() -> type:
                 return
             before = list(model_patch.applications)
             apply_default_kernels(model, **self._arguments)
-            self._applied += [one for one in model_patch.applications if one not in before]
+            new = [one for one in model_patch.applications if one not in before]
+            self._applied += new
+            # What was in front then was told when it was patched.
+            rows = [row for one in new for row in one.rows.values()]
+            self._told += [row.site for row in rows if row.outcome == SHADOWED]
+
+        def _warn_of_what_came_in_front(self) -> None:
+            """A trainer may set forwards of its own after ``on_init_end``, as those of TRL do."""
+            for one in self._applied:
+                one.look()
+            rows = [row for one in self._applied for row in one.rows.values()]
+            hidden = [row for row in rows if row.outcome == SHADOWED and row.site not in self._told]
+            self._told += [row.site for row in rows if row.outcome == SHADOWED]
+            if hidden:
+                told = "\n".join(f"{row.site} is not served: {row.reason}" for row in hidden)
+                warnings.warn(told, KernelPatchWarning, stacklevel=2)
 
     KernelPatchCallback.__module__ = "hf_kernel_patch"
     KernelPatchCallback.__qualname__ = "KernelPatchCallback"

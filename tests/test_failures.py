@@ -14,7 +14,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchWarning, Leaf
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.patching import global_patch, records
+from hf_kernel_patch.patching import records, watching
 from hf_kernel_patch.recognition import composing, known
 from hf_kernel_patch.recognition.leaves.norms import LLAMA
 from tests.probes import (
@@ -38,7 +38,7 @@ def before() -> Iterator[dict[str, Any]]:
     objects = places()
     yield objects
     assert changed(objects) == set()
-    assert not global_patch.active
+    assert not watching.active
     assert not records.ledger._stacks
     sites = [site for made in composing._made.values() for site in made.sites.values()]
     assert not any(site.active for site in sites)

@@ -11,7 +11,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, KernelPatchError, KernelPatchWarning
-from hf_kernel_patch.patching import global_patch, records
+from hf_kernel_patch.patching import records, watching
 from tests.probes import LAYERS, NORM, ROPE, changed, llama, logits, places, served, watched_kernel
 from tests.tiny import tiny_model
 
@@ -206,4 +206,4 @@ def test_nothing_of_ours_is_remembered_after_a_foreign_patch() -> None:
     with pytest.raises(ForeignPatchError):
         hf_kernel_patch.unpatch()
     assert not records.ledger._stacks
-    assert not global_patch.active
+    assert not watching.active

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.patching import global_patch, records
+from hf_kernel_patch.patching import records, watching
 from tests.probes import (
     LAYERS,
     MOE,
@@ -132,7 +132,7 @@ def test_a_second_equal_call_does_nothing(before: dict[str, Any]) -> None:
     second = hf_kernel_patch.patch_transformers(f"{NORM}, {ROPE}", models=["llama"], strict=False)
     assert second.rows is first.rows
     assert changed(once) == set()
-    assert len(global_patch.active) == 1
+    assert len(watching.active) == 1
     assert records.ledger._stacks == entries
     assert all(len(stack) == 1 for stack in entries.values())
     hf_kernel_patch.unpatch()

@@ -25,10 +25,11 @@ def preview(target: str | None = None) -> PatchReport:
         ValueError: no such architecture, with the near matches, or a variable cannot be read.
         FileNotFoundError: the directory holds no config.json.
     """
-    chosen = [architecture.name for architecture in models.select(settings.resolve().models)]
+    wanted = settings.resolve().models
+    chosen = [table.name for table in models.select(wanted).tables]
     if target is not None:
         name = architecture_of(target)
-        if name not in chosen:
+        if not isinstance(wanted, str) and name not in wanted:
             return PatchReport(note=f"HF_KERNEL_PATCH_MODELS leaves {name} out")
         chosen = [name]
     with warnings.catch_warnings():
@@ -37,16 +38,18 @@ def preview(target: str | None = None) -> PatchReport:
             broken = import_modelling(chosen)
     for row in report.pending:
         row.outcome, row.reason = SKIPPED, broken[row.architecture]
-    return report
+    return report if report.rows or not broken else PatchReport(note="; ".join(broken.values()))
 
 
 def architecture_of(target: str) -> str:
-    """The name of the table for a model's directory or a model type."""
+    """The name, as ``models=`` takes it, of a model's directory or a model type."""
     known = models.architectures()
     if target in known:
         return target
     if not os.path.isdir(target):  # Path.is_dir raises for a name too long
-        raise unknown("model type or directory", target, known)
+        if models.find_modules(target):
+            return target
+        raise unknown("model type or directory", target, {*known, *models.families()})
     config = Path(target, "config.json")
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
@@ -57,17 +60,20 @@ def architecture_of(target: str) -> str:
     if not isinstance(name, str):
         raise ValueError(f"{config}: model_type is a name, not {shown(name)}")
     found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
-    if found is None:
-        raise unknown(f"model type (of {config})", name, known)
-    return found
+    if found is None and not models.find_modules(name):
+        raise unknown(f"model type (of {config})", name, {*known, *models.families()})
+    return found or name
 
 
 def import_modelling(names: Iterable[str]) -> dict[str, str]:
     """Import the modelling modules of architectures; name -> reason of those that fail."""
+    tables = models.architectures()
     broken = {}
     for name in names:
-        try:
-            importlib.import_module(models.architectures()[name].module)
-        except Exception as error:  # transformers may lack the model, or fail on what it needs
-            broken[name] = f"{type(error).__name__}: {error}"
+        modules = (tables[name].module,) if name in tables else models.find_modules(name)
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # transformers may lack the model, or what it needs
+                broken[name] = f"{type(error).__name__}: {error}"
     return broken

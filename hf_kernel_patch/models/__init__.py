@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 import warnings
+from dataclasses import dataclass
 
 from hf_kernel_patch.errors import shown, unknown
+from hf_kernel_patch.models.families import (
+    families,
+    family_of,
+    file_of,
+    find_modules,
+    is_modelling,
+)
 from hf_kernel_patch.models.table import Architecture, Target
 from hf_kernel_patch.registry import Scan
 
-__all__ = ["Architecture", "Target", "architectures", "register_model", "select"]
+__all__ = [
+    "Architecture",
+    "Selection",
+    "Target",
+    "architectures",
+    "discovered",
+    "families",
+    "family_of",
+    "file_of",
+    "find_modules",
+    "is_modelling",
+    "register_model",
+    "select",
+]
 
 #: Names that tables of the last release may have -> those of now.
 RENAMED = {
@@ -70,11 +92,40 @@ def register_model(architecture: Architecture) -> Architecture:
     return architecture
 
 
-def select(names: str | tuple[str, ...], source: str = "") -> list[Architecture]:
-    """The architectures that ``models=`` names; ValueError for an unknown name."""
+@dataclass(frozen=True)
+class Selection:
+    """What ``models=`` names: tables, and modules of transformers that none describes.
+
+    ``others`` are the names of those modules, or None for all that have no table.
+    """
+
+    tables: tuple[Architecture, ...]
+    others: frozenset[str] | None
+
+    def discovers(self, module: str) -> bool:
+        """Whether the code of a module is looked for, rather than named by a table."""
+        if self.others is not None:
+            return module in self.others
+        return all(module != table.module for table in architectures().values())
+
+
+def select(names: str | tuple[str, ...], source: str = "") -> Selection:
+    """What ``models=`` names; ValueError for a name that neither we nor transformers know."""
     if isinstance(names, str):
-        return list(architectures().values())
+        return Selection(tuple(architectures().values()), None)
+    others: set[str] = set()
     for name in names:
         if name not in architectures():
-            raise unknown("model", name, architectures(), source)
-    return [architectures()[name] for name in names]
+            if not (modules := find_modules(name)):
+                raise unknown("model", name, {*architectures(), *families()}, source)
+            others |= set(modules)
+    tables = [architectures()[name] for name in names if name in architectures()]
+    return Selection(tuple(tables), frozenset(others))
+
+
+def discovered(module: str) -> list[Target]:
+    """The targets of an imported module whose code was looked for; also what is nearly known."""
+    from hf_kernel_patch.recognition.discovery import discover
+
+    found = discover(vars(sys.modules[module]), module)
+    return [Target(module, one.qualname, one.code, near=one.reason) for one in found]

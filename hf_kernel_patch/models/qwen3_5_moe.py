@@ -11,6 +11,7 @@ ARCHITECTURE = Architecture(
         "Qwen3_5MoeMLP.forward": "gated_product",
         "Qwen3_5MoeExperts.forward": "moe.stacked",
         "Qwen3_5MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
+        "Qwen3_5MoeForConditionalGeneration._optimize_model_for_decode": "moe.decoding",
         "Qwen3_5MoeAttention.forward": "qk_norm_rope",
         "Qwen3_5MoeDecoderLayer.forward": "residual_norm",
         "Qwen3_5MoeForCausalLM.forward": "head_loss",

@@ -11,13 +11,15 @@ class Target:
     """One row: the leaf ``code`` is expected at ``module``.``qualname``, or the rule to find it.
 
     ``transformers`` is the range of versions that have the target, such as "<5"; in others the
-    row does not exist.
+    row does not exist. ``near`` says, of code that was looked for and that no leaf or rule knows,
+    why it is not the one that it looks like.
     """
 
     module: str
     qualname: str
     code: str
     transformers: str = ""
+    near: str = ""
 
     @property
     def site(self) -> str:

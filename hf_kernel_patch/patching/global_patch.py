@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hf_kernel_patch import models
-from hf_kernel_patch.errors import ForeignPatchError, KernelPatchError, KernelPatchWarning
+from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import Architecture, Target
+from hf_kernel_patch.patching import watching
+from hf_kernel_patch.patching.construction import modules_of_models
+from hf_kernel_patch.patching.imports import is_imported
+from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
 from hf_kernel_patch.patching.ledger import Attribute
 from hf_kernel_patch.patching.lookup import (
-    describe,
     exists_here,
     globals_holding,
-    is_imported,
+    is_own_code,
     is_plain_bound,
     locate,
     owner_of,
@@ -39,9 +42,15 @@ from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
 from hf_kernel_patch.settings import Settings
 
 logger = logging.getLogger("hf_kernel_patch")
-#: Every activation in force, oldest first; import hooks consult it.
-active: list[Activation] = []
-_hooked: set[str] = set()
+
+
+@dataclass(eq=False)
+class _Place:
+    """A target, the row that reports it, and whether a table expects it to be there."""
+
+    target: Target
+    row: Row
+    expected: bool
 
 
 class Activation:
@@ -53,7 +62,8 @@ class Activation:
         self.explicit = explicit
         self.rows: list[Row] = []
         self._held: list[tuple[Record, Holder]] = []
-        self._waiting: dict[str, list[tuple[Target, Row]]] = {}
+        self._selection = models.select(settings.models)
+        self._places: dict[str, list[_Place]] = {}
         self._complaints: list[str] = []
         self._ops: set[str] = set()
 
@@ -61,38 +71,57 @@ class Activation:
         """Patch what is imported and wait for the rest; on any failure nothing is left behind."""
         with ledger.lock:
             try:
-                for architecture in models.select(self.settings.models):
+                for architecture in self._selection.tables:
                     self._consider(architecture)
-                self._cover([name for name in self._waiting if is_imported(name)])
+                self._cover(self._modules())
                 self._check_kernels()
                 self._speak()
-                active.append(self)
-                for module in list(self._waiting):
-                    _hook(module)
+                if self.kernels:
+                    watching.begin(self)
             except BaseException:
                 self.undo()
                 raise
 
+    def renew(self) -> None:
+        """Patch what has come since, or what could not be patched then."""
+        with ledger.lock:
+            self.imported(self._modules())
+
     def undo(self) -> list[str]:
         """Take everything back; the labels of places that a foreign patch keeps from it."""
         with ledger.lock:
-            if self in active:
-                active.remove(self)
-            self._waiting.clear()
+            watching.end(self)
+            self._places.clear()
             return self._take_back(0)
 
-    def imported(self, module: str) -> Callable[[], None]:
-        """Patch a modelling module that has just been imported; returns what takes that back."""
-        waiting, held = dict(self._waiting), len(self._held)
+    def wants(self, module: str) -> bool:
+        """Whether it may have something to patch in a module of that name."""
+        return module in self._places or self._selection.discovers(module)
+
+    def _modules(self) -> list[str]:
+        """The imported modules that it patches: of tables, of transformers and of users."""
+        if not self.kernels:
+            return []
+        others = [name for name in list(sys.modules) if models.is_modelling(name)]
+        names = dict.fromkeys([*self._places, *others, *modules_of_models()])
+        return [name for name in names if self.wants(name) and is_imported(name)]
+
+    def imported(self, modules: list[str]) -> Callable[[], None]:
+        """Patch modelling modules that have just been imported; returns what takes that back."""
+        held = len(self._held)
+        before = [(row, row.outcome, row.reason) for row in self.rows]
 
         def take_back() -> None:
-            self._waiting, self._complaints = waiting, []
+            self._complaints = []
             self._take_back(held)
-            for _, row in waiting.get(module, []):
-                row.outcome, row.reason = PENDING, ""
+            self.rows[:] = [row for row, _, _ in before]
+            for name, places in self._places.items():
+                self._places[name] = [place for place in places if place.row in self.rows]
+            for row, outcome, reason in before:
+                row.outcome, row.reason = outcome, reason
 
         try:
-            self._cover([module])
+            self._cover(modules)
             self._speak()
         except BaseException:
             take_back()
@@ -110,30 +139,54 @@ class Activation:
     def _consider(self, architecture: Architecture) -> None:
         """A row for every target of the table that a chosen kernel serves."""
         for target in architecture.targets:
-            kernel = self.kernels.get(known()[target.code].op)
-            if kernel is not None and exists_here(target):
-                row = Row(architecture.name, target.site, kernel.op, kernel.kernel_id, PENDING)
-                self.rows.append(row)
-                self._waiting.setdefault(target.module, []).append((target, row))
-                if not known()[target.code].unserved:
-                    self._ops.add(kernel.op)
+            if exists_here(target):
+                self._add(architecture.name, target, expected=not known()[target.code].unserved)
+
+    def _discover(self, module: str) -> None:
+        """A row for what is found in a module without a table, and not in an earlier look."""
+        seen = {place.target.qualname for place in self._places.get(module, ())}
+        for target in models.discovered(module):
+            if target.qualname not in seen:
+                self._add(models.family_of(module), target, expected=False)
+
+    def _add(self, architecture: str, target: Target, expected: bool) -> None:
+        kernel = self.kernels.get(known()[target.code].op)
+        if kernel is None:
+            return
+        row = Row(architecture, target.site, kernel.op, kernel.kernel_id, PENDING)
+        self.rows.append(row)
+        self._places.setdefault(target.module, []).append(_Place(target, row, expected))
+        if expected:
+            self._ops.add(kernel.op)
 
     def _cover(self, modules: list[str]) -> None:
-        """Patch the waiting targets of modules that are imported."""
+        """Patch the targets of imported modules that are not patched yet."""
         functions: dict[int, Record] = {}
         classes: dict[type, tuple[Record, Row]] = {}
-        for target, row in [pair for name in modules for pair in self._waiting.pop(name, [])]:
-            found = locate(target)
-            reason = found if isinstance(found, str) else self._take(target, row, *found)
+        taken: list[_Place] = []
+        for name in modules:
+            if self._selection.discovers(name):
+                self._discover(name)
+        for place in [place for name in modules for place in self._places.get(name, [])]:
+            found, row = place.target.near or locate(place.target), place.row
+            if not isinstance(found, str):
+                if not self._is_new(row, *found):
+                    continue
+                reason = self._take(place.target, row, *found)
+            else:
+                reason = found
             if reason or isinstance(found, str):
+                known_already = (row.outcome, row.reason) == (SKIPPED, reason)
                 row.outcome, row.reason = SKIPPED, reason or ""
-                if not known()[target.code].unserved:
+                if place.expected and not known_already:
                     self._complaints.append(f"{row.site} is not patched by {row.kernel}: {reason}")
                 continue
             owner, name, value = found
-            row.outcome = PATCHED
+            row.outcome, row.reason = PATCHED, ""
+            taken.append(place)
             record = record_of(value, owner)
             if not isinstance(owner, type):
+                functions |= dict.fromkeys(record.made_before(), record)
                 functions |= {id(value): record, id(record.original): record}
             elif name == "forward":
                 classes[owner] = record, row
@@ -142,12 +195,23 @@ class Activation:
                 functions[id(held)].hold(Attribute(module, name))
         if classes:
             self._reach_instances(classes)
+        self._look_at(taken)
+        self._complaints += [f"{p.row.site}: {p.row.reason}" for p in taken if p.row.reason]
+
+    def _is_new(self, row: Row, owner: Any, name: str, value: Any) -> bool:
+        """Whether what a target names is not what was patched for this row, as after a reload."""
+        held = self._records(row)
+        if not any(record.holds(owner, name) for record in held):
+            return True
+        originals = [id(record.original) for record in held]
+        return is_own_code(owner, value) and id(original_of(value)) not in originals
+
+    def _records(self, row: Row) -> list[Record]:
+        return [record for record, holder in self._held if holder.row is row]
 
     def _take(self, target: Target, row: Row, owner: Any, name: str, value: Any) -> str | None:
         """Put a kernel in force on a located target; the reason where it cannot be."""
-        kernel = self.kernels[row.op]
-        options = options_of(kernel, self.settings.options)
-        asked = request(target.code, kernel, self.explicit, options)
+        asked = self._asked(target)
         if reason := why_not(original_of(value), owner, asked):
             return reason
         describe_source(row, asked, value)
@@ -157,6 +221,11 @@ class Activation:
         for kind in (owner, *wrapping_subclasses(owner, name)):
             self._hold(vars(kind).get(name, value), kind, asked, row, Attribute(kind, name))
         return None
+
+    def _asked(self, target: Target) -> Request:
+        kernel = self.kernels[known()[target.code].op]
+        options = options_of(kernel, self.settings.options)
+        return request(target.code, kernel, self.explicit, options)
 
     def _hold(
         self, value: Any, owner: Any, asked: Request, row: Row, slot: Attribute | None = None
@@ -168,40 +237,46 @@ class Activation:
             record.hold(slot)
 
     def _reach_instances(self, classes: dict[type, tuple[Record, Row]]) -> None:
-        """Instances that own a forward bypass their class: reach inside, or report them."""
-        unreached: dict[str, tuple[Row, list[Any]]] = {}
-        found = self._shadows(classes)
-        if not all(reachable for *_, reachable in found):
-            # A module that owns a bound forward is a cycle: it may be dead but not collected yet.
-            del found
-            gc.collect()
-            found = self._shadows(classes)
-        for module, name, value, reachable in found:
-            record, row = classes[owner_of(module, classes)]
-            if reachable:
+        """Instances that own a forward bypass their class: reach inside of those bound to it."""
+        for module, name, value in shadows([r.function for r, _ in classes.values()], classes):
+            record, _ = classes[owner_of(module, classes)]
+            if is_plain_bound(value, module, record.original):
                 record.hold(Attribute(module, name, may_vanish=True), bound_to(module))
-            elif name == "_old_forward" or "_old_forward" not in vars(module):
-                unreached.setdefault(row.site, (row, []))[1].append(value)
-        for row, values in unreached.values():
-            row.outcome = SHADOWED
-            row.reason = (
-                f"{len(values)} instances own a forward ({describe(values[0])}) and are not "
-                "reached; patch before it is set"
-            )
-            self._complaints.append(f"{row.site}: {row.reason}")
 
-    def _shadows(self, classes: dict[type, tuple[Record, Row]]) -> list[tuple[Any, str, Any, bool]]:
-        """(instance, name, value, whether it can be reached) of forwards that instances own."""
-        return [
-            (module, name, value, is_plain_bound(value, module, original))
-            for module, name, value in shadows([r.function for r, _ in classes.values()], classes)
-            for original in [classes[owner_of(module, classes)][0].original]
-        ]
+    def look(self) -> None:
+        """Make the rows say what is true now."""
+        with ledger.lock:
+            self._look_at([place for places in self._places.values() for place in places])
+
+    def _look_at(self, places: list[_Place]) -> None:
+        classes: dict[type, tuple[Record, Row]] = {}
+        for place in places:
+            if not is_imported(place.target.module):
+                continue
+            row, records = place.row, self._records(place.row)
+            found = place.target.near or locate(place.target)
+            if not records:
+                row.outcome, row.reason = why_none(row, found, self._asked(place.target))
+                continue
+            row.outcome, row.reason = state_of(records, found)
+            if row.outcome == PATCHED and not isinstance(found, str) and found[1] == "forward":
+                classes |= {record.owner: (record, row) for record in records}
+        kept = kept_of_earlier([record for place in places for record in self._records(place.row)])
+        for place in places if kept else ():
+            why = [kept[id(one)] for one in self._records(place.row) if id(one) in kept]
+            if why and place.row.outcome == PATCHED:
+                place.row.reason = why[0]
+        for row, reason in bypassed(classes):
+            row.outcome, row.reason = SHADOWED, reason
 
     def _check_kernels(self) -> None:
-        """Every kernel that was asked for by name has to have found some site."""
+        """Every kernel that was asked for by name has to have found some site.
+
+        Modules without a table, which may come later, may have code of any op that is known.
+        """
+        sought = {one.op for one in known().values()} if self._selection.others != set() else set()
         for op, kernel in self.kernels.items():
-            if self.explicit and op not in self._ops:
+            if self.explicit and op not in self._ops | sought:
                 chosen = self.settings.models
                 named = "any architecture" if isinstance(chosen, str) else ", ".join(chosen)
                 reason = f"{kernel.kernel_id} found no site in {named}"
@@ -217,40 +292,3 @@ class Activation:
             raise KernelPatchError(complaints[0])
         if complaints:
             warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
-
-
-def _hook(module: str) -> None:
-    """Have wrapt tell us when the module is imported."""
-    if module in _hooked:
-        return
-    import wrapt
-
-    _hooked.add(module)
-    wrapt.register_post_import_hook(_imported, module)
-
-
-def _imported(module: Any) -> None:
-    """What wrapt calls. Where a strict patch refuses the module, it is patched by none."""
-    name = module.__name__
-    _hooked.discard(name)
-    with ledger.lock:
-        done: list[Callable[[], None]] = []
-        try:
-            for activation in list(active):
-                done.append(activation.imported(name))
-        except BaseException:
-            for take_back in reversed(done):
-                take_back()
-            # The import fails with this error; the next try has to meet the hook again.
-            sys.modules.pop(name, None)
-            _hook(name)
-            raise
-
-
-def raise_if_blocked(blocked: list[str]) -> None:
-    """One error that names every place where somebody else's patch stayed."""
-    if blocked:
-        raise ForeignPatchError(
-            "everything else is restored, but somebody patched over these: "
-            + "; ".join(dict.fromkeys(blocked))
-        )

@@ -28,6 +28,11 @@ class Attribute:
         place = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None)
         self.label = f"{place or type(owner).__name__ + ' instance'}.{name}"
 
+    @property
+    def owner(self) -> Any:
+        """The owner, or None where it is gone."""
+        return self._owner()
+
     def read(self) -> Any:
         """The owner's own value, or MISSING."""
         owner = self._owner()
@@ -164,6 +169,13 @@ class Ledger:
                 entry.slot.write(value)
             entry.value = value
             return True
+
+    def current(self, entry: Entry) -> Any:
+        """What stands in an entry's place: its own value, somebody else's, or MISSING."""
+        with self.lock:
+            stack = self._stacks.get(entry.slot.key, [])
+            above = stack[stack.index(entry) + 1 :] if entry in stack else []
+            return above[0].before if above else entry.slot.read()
 
     def pop(self, entry: Entry) -> str | None:
         """Remove ``entry``; returns the slot's label where another's patch hinders restoring.

@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Collection, Container, Iterable
 from functools import cache
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from hf_kernel_patch.models import Target
@@ -123,6 +123,11 @@ def describe(value: Any) -> str:
     return f"{getattr(function, '__qualname__', type(value).__name__)} of {module}"
 
 
-def is_imported(module: str) -> bool:
-    spec = getattr(sys.modules.get(module), "__spec__", None)
-    return module in sys.modules and not getattr(spec, "_initializing", False)
+def is_own_code(owner: Any, value: Any) -> bool:
+    """Whether a function was defined by the module ``owner`` itself, as it is by a reload."""
+    function = innermost(value)
+    return (
+        isinstance(owner, ModuleType)
+        and isinstance(function, FunctionType)
+        and function.__globals__ is vars(owner)
+    )

@@ -12,11 +12,13 @@ from typing import Any
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.models import Target
+from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot
-from hf_kernel_patch.patching.lookup import calls_by_name, describe, exists_here, locate
+from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
+from hf_kernel_patch.patching.subclass import root_of
 from hf_kernel_patch.recognition import known, request, why_not
 from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
@@ -42,7 +44,7 @@ class Application:
     ):
         self.kernels = kernels
         self._options = options
-        self._tables = models.select(tables)
+        self._selection = models.select(tables)
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
         self.modules: list[Module] = []
@@ -54,11 +56,9 @@ class Application:
         """Patch every module whose class, or the function it calls, a table names."""
         model: Any = self.model()
         located = [
-            (architecture.name, target, found)
-            for architecture in self._tables
-            if architecture.module in sys.modules
-            for target in architecture.targets
-            if known()[target.code].op in self.kernels and exists_here(target)
+            (architecture, target, found)
+            for architecture, target in [*self._in_tables(), *self._discovered(model)]
+            if known()[target.code].op in self.kernels
             if not isinstance(found := locate(target), str)
         ]
         for module in list(model.modules()):
@@ -70,6 +70,36 @@ class Application:
                         self._take((architecture, target), module, name, None)
                 elif calls_by_name(module, name, function):
                     self._take((architecture, target), module, "forward", (owner, name, function))
+
+    def _in_tables(self) -> list[tuple[str, Target]]:
+        """(architecture, target) of the tables, as far as their modules are imported."""
+        return [
+            (table.name, target)
+            for table in self._selection.tables
+            if table.module in sys.modules
+            for target in table.targets
+            if exists_here(target)
+        ]
+
+    def _discovered(self, model: Any) -> list[tuple[str, Target]]:
+        """(architecture, target) of what is found in the modules of the model's own classes."""
+        names = modules_of({root_of(type(module)) for module in model.modules()})
+        return [
+            (models.family_of(name), target)
+            for name in names
+            if self._selection.discovers(name)
+            for target in models.discovered(name)
+        ]
+
+    def look(self) -> None:
+        """Make the rows say what is true now."""
+        for row in self.rows.values():
+            if row.outcome == SHADOWED:
+                row.outcome, row.reason = PATCHED, ""
+        for one in self.modules:
+            for wish in one.wishes:
+                if wish.application is self and wish.row.outcome == PATCHED:
+                    wish.row.outcome, wish.row.reason = one.state(wish, wish.row.reason)
 
     def release(self, model: Any = None) -> list[str]:
         """Give the modules of a model (all by default) back; labels of what a foreign patch holds.
@@ -129,7 +159,7 @@ class Application:
         patch = module_patch(module)
         if patch.asks(method, asked, self):
             return
-        if reason := why_not(patch.original(method), patch.root, asked):
+        if reason := target.near or why_not(patch.original(method), patch.root, asked):
             row.outcome, row.reason = SKIPPED, reason
             return
         patch.add(Wish(method, asked, row, self))
@@ -139,9 +169,8 @@ class Application:
             self.modules.append(patch)
         row.instances = (row.instances or 0) + 1
         row.reason = row.reason or ("" if self.explicit else known()[target.code].leaves(module))
-        if method == "forward" and (owned := patch.unreached()) is not None:
-            row.outcome = SHADOWED
-            row.reason = f"a module owns a forward ({describe(owned)}) and is not reached"
+        if row.outcome == PATCHED:
+            row.outcome, row.reason = patch.state(patch.wishes[-1], row.reason)
 
 
 def _diff(reference: weakref.ref[Module], method: str) -> str:
@@ -182,7 +211,11 @@ def patch_model(
             applications.append(application)
     rows = list(application.rows.values())
     found = {row.op for row in rows if row.outcome != SKIPPED}
-    complaints = [f"{row.site}: {row.reason}" for row in rows if row.outcome != PATCHED]
+    complaints = [
+        f"{row.site}: {row.reason}"
+        for target, row in application.rows.items()
+        if row.outcome != PATCHED and not target.near
+    ]
     if explicit:
         complaints += [
             f"{kernel.kernel_id} found no site in this {type(model).__name__}"

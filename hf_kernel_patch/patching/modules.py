@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry
-from hf_kernel_patch.patching.lookup import is_plain_bound
+from hf_kernel_patch.patching.lookup import describe, is_plain_bound
 from hf_kernel_patch.patching.records import Record, bound_to, changed, ledger, requests_on
-from hf_kernel_patch.patching.report import Row
+from hf_kernel_patch.patching.report import PATCHED, SHADOWED, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
 from hf_kernel_patch.recognition import Composed, Request, composed
-from hf_kernel_patch.recognition.source import original_of
+from hf_kernel_patch.recognition.source import innermost, made_by_us, original_of
 
 OWN_FORWARDS = ("forward", "_old_forward")
 _patched: dict[int, Module] = {}
@@ -51,8 +51,9 @@ class Module:
         return self._module()
 
     def original(self, method: str) -> Any:
-        """What the module's own class runs."""
-        return original_of(getattr(self.root, method))
+        """What the module's own class runs; while it is patched, what it ran then."""
+        made = self.composed.get(method)
+        return original_of(getattr(self.root, method)) if made is None else made.original
 
     def asks(self, method: str, request: Request, application: Any) -> bool:
         """Whether an equal request is served already, of an application to the same model."""
@@ -89,11 +90,26 @@ class Module:
         if any(self.original(method) is record.original for method in self.composed):
             self._update()
 
-    def unreached(self) -> Any:
-        """A forward that the module owns itself and that hides its class's, or None."""
+    def state(self, wish: Wish, reason: str) -> tuple[str, str]:
+        """The outcome of a wish now, and the reason for it; ``reason`` is what it has already."""
         module = self.module
-        own = [vars(module)[name] for name in OWN_FORWARDS if name in vars(module)]
-        return own[0] if own and not self._forwards else None
+        if module is None:
+            return wish.row.outcome, reason
+        owned = vars(module).get("_old_forward", vars(module).get("forward"))
+        if wish.method == "forward" and owned is not None and not self._is_ours(owned):
+            return SHADOWED, f"a module owns a forward ({describe(owned)}) and is not reached"
+        runs = getattr(type(module), wish.method, None)
+        if innermost(runs) is not innermost(self.original(wish.method)):
+            return SHADOWED, f"a module runs {describe(runs)} instead"
+        now = original_of(getattr(self.root, wish.method, None))
+        if now is not self.original(wish.method):
+            was = f"{self.root.__qualname__}.{wish.method} was patched later by {describe(now)}"
+            return PATCHED, f"{was}, which does not reach this model: unpatch it first"
+        return PATCHED, reason
+
+    def _is_ours(self, owned: Any) -> bool:
+        made = made_by_us(getattr(owned, "__func__", None))
+        return made is not None and owned.__self__ is self.module
 
     def _update(self) -> None:
         module = self.module

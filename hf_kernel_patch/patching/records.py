@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
-from hf_kernel_patch.patching.ledger import Entry, Ledger, Slot
+from hf_kernel_patch.patching.ledger import Attribute, Entry, Ledger, Slot
+from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
-from hf_kernel_patch.recognition.composing import difference, source_hash
+from hf_kernel_patch.recognition.composing import difference, functions_of, source_hash
 from hf_kernel_patch.recognition.source import original_of
 
 ledger = Ledger()
@@ -67,10 +68,28 @@ class Record:
                 _records.pop(id(self.original), None)
             raise
 
+    def made_before(self) -> list[int]:
+        """The ids of what was made of the original in earlier patches, which somebody may hold."""
+        return [id(function) for function in functions_of(self.original)]
+
     def hold(self, slot: Slot, bind: Callable[[Any], Any] = lambda function: function) -> None:
         """Install what is made in a slot, too."""
         if not any(entry.slot.key == slot.key for entry, _ in self._slots):
             self._slots.append((ledger.push(slot, bind(self.function)), bind))
+
+    def slots(self) -> list[tuple[int, Any]]:
+        """The keys of the slots that hold what is installed."""
+        return [entry.slot.key for entry, _ in self._slots if not entry.slot.gone()]
+
+    def holds(self, owner: Any, name: str) -> bool:
+        """Whether what is installed was put into this attribute."""
+        return (id(owner), name) in self.slots()
+
+    def foreign(self) -> list[tuple[Slot, Any]]:
+        """The slots where something else stands now, and what; not those that may vanish."""
+        lasting = [e for e, _ in self._slots if not (e.slot.may_vanish or e.slot.gone())]
+        found = [(entry, ledger.current(entry)) for entry in lasting]
+        return [(entry.slot, value) for entry, value in found if value is not entry.value]
 
     def remove(self, holder: Holder) -> list[str]:
         """End a request; labels of slots that a foreign patch keeps from the original."""
@@ -82,10 +101,16 @@ class Record:
             for site in made.sites.values():
                 site.release()
         _records.pop(id(self.original), None)
+        # A module that was reloaded has put its own code there again, which is as it should be.
+        anew = [
+            slot.label
+            for slot, value in self.foreign()
+            if isinstance(slot, Attribute) and is_own_code(slot.owner, value)
+        ]
         labels = [ledger.pop(entry) for entry, _ in reversed(self._slots)]
         for listener in changed:
             listener(self)
-        return [label for label in labels if label]
+        return [label for label in labels if label and label.split(" (now")[0] not in anew]
 
     def _update(self) -> None:
         made = composed(self.original, self.owner, self.requests, alone=False)

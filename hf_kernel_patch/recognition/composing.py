@@ -99,6 +99,11 @@ def composed(original: Any, owner: Any, requests: tuple[Request, ...], alone: bo
     return made
 
 
+def functions_of(original: Any) -> list[Any]:
+    """Every function that was made of an original globally, in force or not."""
+    return [m.function for key, m in list(_made.items()) if m.original is original and not key[1]]
+
+
 def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) -> Composed:
     sites: dict[Request, Site] = {}
     edits: list[Edit] = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import update_wrapper
+from types import CodeType
 from typing import Any, TypeVar
 
 from hf_kernel_patch.recognition.edits import Edit
@@ -33,6 +35,8 @@ class Leaf:
             the report to say so.
         leaves: why the replacement leaves a module as it is now to the original, unless its
             kernel was asked for by name; "" where it does not.
+        inherited: whether classes that inherit the function have it replaced too, in modules
+            with other code of the same op.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Leaf:
     helpers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     unserved: str = ""
     leaves: Callable[[Any], str] = lambda module: ""
+    inherited: bool = False
 
     def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
         """The adapter for the code that ``value`` runs, or the reason why there is none.
@@ -100,6 +105,8 @@ class Rule:
         helper: the helper's name in the edited text, where the function has none of that name.
         entry: (function, site) -> edits besides, and what they call by name; for what a kernel's
             device adds to the whole function.
+        names: what some name in the function's bytecode has to match; "" for any function. It
+            spares most functions a look at their source.
     """
 
     name: str
@@ -109,6 +116,12 @@ class Rule:
     helper: str
     unserved: str = ""
     entry: Entry | None = None
+    names: str = ""
+
+    def may_be_in(self, code: CodeType) -> bool:
+        """Whether a function of this bytecode may have the rule's code."""
+        found = re.compile(self.names).search
+        return any(found(name) for name in code.co_names)
 
     def leaves(self, module: Any) -> str:
         """As of a leaf."""

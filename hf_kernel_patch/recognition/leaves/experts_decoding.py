@@ -62,4 +62,11 @@ def _decoding(site: Site) -> Callable[..., Any]:
     return _optimize_model_for_decode
 
 
-register(Leaf("moe.decoding", "moe", {_TO_BATCHED: _decoding, _TO_BATCHED_ALL: _decoding}))
+register(
+    Leaf(
+        "moe.decoding",
+        "moe",
+        {_TO_BATCHED: _decoding, _TO_BATCHED_ALL: _decoding},
+        inherited=True,
+    )
+)

@@ -1,0 +1,126 @@
+"""What has become of a patch: what others have put in its place, or kept of an earlier one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from functools import partial
+from types import CellType
+from typing import Any
+
+from hf_kernel_patch.patching.ledger import MISSING
+from hf_kernel_patch.patching.lookup import (
+    describe,
+    is_own_code,
+    is_plain_bound,
+    owner_of,
+    shadows,
+)
+from hf_kernel_patch.patching.records import Record
+from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.recognition import Request, why_not
+from hf_kernel_patch.recognition.composing import functions_of
+from hf_kernel_patch.recognition.source import made_by_us, original_of
+
+ANEW = "the module was loaded anew and is not patched: call patch_transformers() again"
+#: What may hold a function for good and is worth a word.
+_HOLDERS = staticmethod, classmethod, partial, CellType, type
+
+
+def state_of(records: list[Record], found: tuple[Any, str, Any] | str) -> tuple[str, str]:
+    """The outcome of a target and the reason for it, from what is in force for it.
+
+    ``found`` is what ``locate`` says of it now.
+    """
+    if isinstance(found, str):
+        return SHADOWED, found
+    owner, name, _ = found
+    if not any(record.holds(owner, name) for record in records):
+        return SHADOWED, ANEW
+    for place, record in enumerate(records):
+        later = {key for one in records[place + 1 :] for key in one.slots()}
+        for slot, value in record.foreign():
+            if slot.key in later:
+                continue
+            if is_own_code(owner, value):
+                return SHADOWED, ANEW
+            by = "deleted" if value is MISSING else f"patched over by {describe(value)}"
+            return SHADOWED, f"{slot.label} was {by}"
+    return PATCHED, ""
+
+
+def why_none(row: Row, found: tuple[Any, str, Any] | str, request: Request) -> tuple[str, str]:
+    """The outcome of a target that nothing is in force on, and the reason for it."""
+    again = "call patch_transformers() again"
+    if row.outcome == PENDING:
+        return PENDING, f"the module was imported without being noticed: {again}"
+    if isinstance(found, str):
+        return SKIPPED, found
+    owner, _, value = found
+    reason = why_not(original_of(value), owner, request)
+    return SKIPPED, reason or f"it could not be patched then, but can be now: {again}"
+
+
+def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:
+    """(row, reason) where instances own a forward in front of the one that is patched."""
+    if not classes:
+        return []
+    found = _owned(classes)
+    if found:
+        # A module that owns a bound forward is a cycle: it may be dead but not collected yet.
+        del found
+        gc.collect()
+        found = _owned(classes)
+    by_row: dict[int, tuple[Row, list[Any]]] = {}
+    for module, value in found:
+        row = classes[owner_of(module, classes)][1]
+        by_row.setdefault(id(row), (row, []))[1].append(value)
+    return [
+        (
+            row,
+            f"{len(values)} instances own a forward ({describe(values[0])}) and are not reached; "
+            "patch before it is set",
+        )
+        for row, values in by_row.values()
+    ]
+
+
+def _owned(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Any, Any]]:
+    """(instance, forward) of the instances that own one which does not lead to ours."""
+    return [
+        (module, value)
+        for module, name, value in shadows([r.function for r, _ in classes.values()], classes)
+        if name == "_old_forward" or "_old_forward" not in vars(module)
+        for original in [classes[owner_of(module, classes)][0].original]
+        if not (is_plain_bound(value, module, original) and made_by_us(value.__func__))
+    ]
+
+
+def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
+    """id of a record -> who holds a function of an earlier patch, which this one cannot reach.
+
+    Such a function runs the original.
+    """
+    older = {
+        id(function): (function, record)
+        for record in records
+        for function in functions_of(record.original)
+        if function is not record.function
+    }
+    kept: dict[int, str] = {}
+    if not older:
+        return kept
+    for holder in gc.get_referrers(*(function for function, _ in older.values())):
+        if isinstance(holder, dict):
+            kinds = [one for one in gc.get_referrers(holder) if isinstance(one, type)]
+            holder = next((one for one in kinds if one.__dict__ == holder), None)
+        if not isinstance(holder, _HOLDERS):
+            continue
+        named = getattr(holder, "__qualname__", "") if isinstance(holder, type) else ""
+        for held in gc.get_referents(holder if not named else vars(holder)):
+            if id(held) in older:
+                what = f"the class {named}" if named else f"a {type(holder).__name__}"
+                kept[id(older[id(held)][1])] = (
+                    f"{what} holds a function of an earlier patch, which runs the original"
+                )
+    return kept
