@@ -121,6 +121,13 @@ def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, s
     return {**child, **{_variable(name): value for name, value in options.items()}}
 
 
+def cache_folder() -> Path:
+    """Where files that can be made again are kept: HF_KERNEL_PATCH_CACHE, or the user's cache."""
+    given = os.environ.get(f"{PREFIX}_CACHE", "").strip()
+    home = os.environ.get("XDG_CACHE_HOME", "").strip() or str(Path("~/.cache").expanduser())
+    return Path(given) if given else Path(home, "hf_kernel_patch")
+
+
 def in_command_line() -> bool:
     """Whether this process is the command ``hf-kernel-patch`` itself."""
     name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""

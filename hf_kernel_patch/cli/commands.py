@@ -1,4 +1,4 @@
-"""The command line: list, status, diff, run, doctor, demo."""
+"""The command line: list, table, status, diff, run, doctor, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hf_kernel_patch import registry
-from hf_kernel_patch.cli.printing import print_diff, print_json, print_report, print_table
+from hf_kernel_patch.cli.printing import (
+    print_diff,
+    print_json,
+    print_report,
+    print_table,
+    progress_bar,
+)
 from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.version import __version__
 
@@ -47,8 +53,15 @@ def _options(
 
 
 @app.command("list")
-def list_kernels(as_json: Json = False) -> None:
+def list_kernels(
+    as_json: Json = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="The model families and their ops instead.")
+    ] = False,
+) -> None:
     """The kernels: op, device, backend, and whether each runs here or why not."""
+    if models:
+        return _list_families(as_json)
     with _mistakes_told():
         defaults = {kernel.kernel_id for kernel in registry.defaults().values()}
         found = [
@@ -75,6 +88,35 @@ def list_kernels(as_json: Json = False) -> None:
             for one in found
         ],
     )
+
+
+def _list_families(as_json: bool) -> None:
+    from hf_kernel_patch.cli.families import found_in_families
+
+    with _mistakes_told(), progress_bar("Looking at the code of transformers") as told:
+        found = found_in_families(told)
+    if as_json:
+        return print_json(found)
+    rows = [
+        (family, ", ".join(one["ops"]) or one["failed"] or "-", "yes" if one["listed"] else "")
+        for family, one in found.items()
+    ]
+    print_table(("family", "ops", "table"), rows)
+    served = sum(bool(one["ops"]) for one in found.values())
+    typer.echo(f"{served} of {len(found)} families have code that is known")
+
+
+@app.command()
+def table(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL_DIR|MODEL_TYPE", help="Whose code.", show_default=False)
+    ],
+) -> None:
+    """The patch table of a model, found in its code where it has none, as Python."""
+    from hf_kernel_patch.cli.families import table_of
+
+    with _mistakes_told():
+        typer.echo(table_of(target))
 
 
 @app.command()

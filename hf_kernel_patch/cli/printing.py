@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hf_kernel_patch.patching.report import PATCHED, PatchReport, Row
@@ -60,6 +61,17 @@ def print_diff(found: tuple[Row, str]) -> None:
     console.print(f"[bold]{row.site}[/]: {what}", highlight=False)
     if diff:
         console.print(Syntax(diff, "diff", background_color="default"))
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function that is told (done, all), and draws a bar on stderr once there is work."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 def _console() -> Any:
