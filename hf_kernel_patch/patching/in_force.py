@@ -19,7 +19,7 @@ from hf_kernel_patch.patching.lookup import (
 from hf_kernel_patch.patching.records import Record
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.recognition import Request, why_not
-from hf_kernel_patch.recognition.composing import functions_of
+from hf_kernel_patch.recognition.composing import made_of
 from hf_kernel_patch.recognition.source import made_by_us, original_of
 
 ANEW = "the module was loaded anew and is not patched: call patch_transformers() again"
@@ -102,10 +102,10 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
     Such a function runs the original.
     """
     older = {
-        id(function): (function, record)
+        id(made.function): (made.function, record)
         for record in records
-        for function in functions_of(record.original)
-        if function is not record.function
+        for made in made_of(record.original)
+        if made is not record.composed
     }
     kept: dict[int, str] = {}
     if not older:

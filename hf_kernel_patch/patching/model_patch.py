@@ -116,7 +116,7 @@ class Application:
                 blocked.append(label)
         self.entries = kept[::-1]
         for one in reversed(self.modules[:]):
-            if chosen is None or id(one.module) in chosen:
+            if chosen is None or one.module is None or id(one.module) in chosen:
                 blocked += one.remove([w for w in one.wishes if w.application is self])
                 self.modules.remove(one)
         if not self.alive() and self in applications:

@@ -69,7 +69,7 @@ class Module:
         try:
             self._update()
         except BaseException:
-            self.wishes.remove(wish)
+            self.remove([wish])
             raise
         _patched[self._key] = self
 
@@ -79,11 +79,22 @@ class Module:
         if self.wishes:
             self._update()
             return []
-        self._leave({})
+        self._leave(self.composed, {})
         _patched.pop(self._key, None)
         entries = [*(entry for entry, _ in self._forwards), *([self._class] if self._class else ())]
         labels = [ledger.pop(entry) for entry in reversed(entries)]
+        self._let_go_of_forwards()
         return [label for label in labels if label]
+
+    def _let_go_of_forwards(self) -> None:
+        """What a hook has kept of ours on the module becomes what its class runs again."""
+        module, made = self.module, self.composed.get("forward")
+        if module is None or made is None:
+            return
+        for name in OWN_FORWARDS:
+            value = vars(module).get(name)
+            if self._is_ours(value) and original_of(value.__func__) is made.original:
+                vars(module)[name] = bound_to(module)(type(module).forward)
 
     def refresh(self, record: Record) -> None:
         """What is asked globally of some function has changed."""
@@ -122,14 +133,15 @@ class Module:
             requests = {one.code: one for one in (asked.requests if asked else ())}
             requests |= {w.request.code: w.request for w in self.wishes if w.method == method}
             made[method] = composed(original, self.root, tuple(requests.values()), alone=True)
-            self._enter(method, made[method], asked)
         kind = subclass(self.root, {name: one.function for name, one in made.items()}, adopt)
         if self._class is None:
             self._class = ledger.push(ClassOf(module), kind)
         else:
             ledger.replace(self._class, kind)
-        self._leave(made)
-        self.composed = made
+        before, self.composed = self.composed, made
+        for method, one in made.items():
+            self._enter(method, one, requests_on(one.original))
+        self._leave(before, made)
         if "forward" in made:
             self._reach(module, made["forward"])
 
@@ -144,10 +156,10 @@ class Module:
             site.modules[self._key] = counters
             site.active = True
 
-    def _leave(self, made: dict[str, Composed]) -> None:
+    def _leave(self, before: dict[str, Composed], made: dict[str, Composed]) -> None:
         """Take the module from the sites that no longer serve it."""
         kept = {id(site) for one in made.values() for site in one.sites.values()}
-        for one in self.composed.values():
+        for one in before.values():
             for site in one.sites.values():
                 if id(site) not in kept and site.modules is not None:
                     site.modules.pop(self._key, None)
@@ -168,7 +180,7 @@ class Module:
 
     def forget(self) -> None:
         """The module is gone."""
-        self._leave({})
+        self._leave(self.composed, {})
 
 
 def module_patch(module: Any) -> Module:

@@ -12,7 +12,7 @@ from hf_kernel_patch.patching.ledger import Attribute, Entry, Ledger, Slot
 from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
-from hf_kernel_patch.recognition.composing import difference, functions_of, source_hash
+from hf_kernel_patch.recognition.composing import difference, made_of, source_hash
 from hf_kernel_patch.recognition.source import original_of
 
 ledger = Ledger()
@@ -63,14 +63,12 @@ class Record:
         try:
             self._update()
         except BaseException:
-            self.holders.remove(holder)
-            if not self.holders:
-                _records.pop(id(self.original), None)
+            self.remove(holder)
             raise
 
     def made_before(self) -> list[int]:
         """The ids of what was made of the original in earlier patches, which somebody may hold."""
-        return [id(function) for function in functions_of(self.original)]
+        return [id(made.function) for made in made_of(self.original)]
 
     def hold(self, slot: Slot, bind: Callable[[Any], Any] = lambda function: function) -> None:
         """Install what is made in a slot, too."""
@@ -108,6 +106,7 @@ class Record:
             if isinstance(slot, Attribute) and is_own_code(slot.owner, value)
         ]
         labels = [ledger.pop(entry) for entry, _ in reversed(self._slots)]
+        self._tell_who_stands(self.original)
         for listener in changed:
             listener(self)
         return [label for label in labels if label and label.split(" (now")[0] not in anew]
@@ -123,8 +122,18 @@ class Record:
                     site.active = True
                 elif site.active:
                     site.release()
+        self._tell_who_stands(made.function)
         for listener in changed:
             listener(self)
+
+    def _tell_who_stands(self, function: Any) -> None:
+        """Let all that was made of the original, which somebody may hold, know what stands there.
+
+        A layer's forward that a hook has kept would else no longer recompute activations.
+        """
+        for made in made_of(self.original):
+            for cell in made.itself:
+                cell.cell_contents = function
 
     def _install(self, made: Composed) -> None:
         older = [one for one in self._made if one is not made]

@@ -16,7 +16,7 @@ from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
 from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
-from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
+from hf_kernel_patch.recognition.wrappers import holds, innermost_of, rewrapped
 from hf_kernel_patch.registry import Kernel
 
 
@@ -53,6 +53,9 @@ class Composed:
     def __init__(self, original: Any, function: Any, sites: Mapping[Request, Site]):
         self.original, self.function, self.sites = original, function, sites
         function.__hf_kernel_patch__ = self
+        #: Where the function holds itself: transformers' layers ask whether the class's forward
+        #: is still the one that runs, and only then recompute their activations.
+        self.itself = [cell for cell in function.__closure__ or () if holds(cell, function)]
 
 
 # Made once for a function and equal requests, so that patching again costs neither time nor a
@@ -99,9 +102,9 @@ def composed(original: Any, owner: Any, requests: tuple[Request, ...], alone: bo
     return made
 
 
-def functions_of(original: Any) -> list[Any]:
-    """Every function that was made of an original globally, in force or not."""
-    return [m.function for key, m in list(_made.items()) if m.original is original and not key[1]]
+def made_of(original: Any) -> list[Composed]:
+    """All that was made of an original globally, in force or not."""
+    return [made for key, made in list(_made.items()) if made.original is original and not key[1]]
 
 
 def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) -> Composed:

@@ -51,6 +51,11 @@ def rewrapped(value: Any, inner: FunctionType, new: FunctionType) -> Any:
     return made
 
 
+def holds(cell: CellType, value: Any) -> bool:
+    """Whether a cell holds a value."""
+    return _contents(cell) is value
+
+
 def _contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
