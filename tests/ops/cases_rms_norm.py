@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
+from tests.ops import cases_rms_norm_extras
 from tests.ops.checks import (
     BF16,
     F16,
@@ -122,6 +123,7 @@ GATED = [
 ]
 CASES = [
     *GATED,
+    *cases_rms_norm_extras.CASES,
     *(
         case(flavour, (3, 7, 61), dtypes, layout=layout)
         for flavour in FLAVOURS
@@ -156,4 +158,8 @@ CASES = [
         )
     ),
 ]
-PLAIN = [*(case(flavour, (3, 7, 61), (F32, F32)) for flavour in FLAVOURS), gated_case()]
+PLAIN = [
+    *(case(flavour, (3, 7, 61), (F32, F32)) for flavour in FLAVOURS),
+    gated_case(),
+    *cases_rms_norm_extras.PLAIN,
+]

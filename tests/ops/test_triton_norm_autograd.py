@@ -14,6 +14,14 @@ from tests.ops.test_triton_rms_norm import EACH, EPS, FUNCTIONS, RMS_NORM, flat,
 from tests.tiny import error
 
 pytestmark = MARKS
+#: name -> the operator that torch.compile sees, and its last arguments.
+OPERATORS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "rms_norm": ("rms_norm", ()),
+    "add_rms_norm": ("add_rms_norm", ()),
+    "rms_norm_gated": ("rms_norm", ()),
+    "rms_norm_in_groups": ("rms_norm_extras", (12, False, "silu", False, False)),
+    "rms_norm_sigmoid": ("rms_norm_extras", (None, True, "sigmoid", False, False)),
+}
 
 
 @EACH
@@ -25,9 +33,13 @@ def test_gradients_are_the_same_bits_each_time(name: str) -> None:
 
 @EACH
 def test_another_token_count_asks_for_no_other_kernel(name: str) -> None:
+    from hf_kernel_patch.ops.rms_norm import triton_extras_launch
     from hf_kernel_patch.ops.rows import norm
 
-    plans = norm._forward_plan, norm._backward_plan, norm._sum_plan
+    plans = (
+        *(norm._forward_plan, norm._backward_plan, norm._sum_plan),
+        *(triton_extras_launch._forward_plan, triton_extras_launch._backward_plan),
+    )
     counts = []
     for tokens in (3, 1, 2, 16):
         outcome(FUNCTIONS[name][0], operands(name, (tokens, 24)))
@@ -112,7 +124,7 @@ def test_exports(name: str) -> None:
 
     inputs = tuple(operands(name, grad=False))
     program = torch.export.export(Module(), inputs)
-    assert f"hf_kernel_patch.{name.removesuffix('_gated')}" in str(program.graph)
+    assert f"hf_kernel_patch.{OPERATORS[name][0]}." in str(program.graph)
     for found, plain in zip(flat(program.module()(*inputs)), flat(FUNCTIONS[name][0](*inputs))):
         assert torch.equal(found, plain)
 
@@ -121,12 +133,21 @@ def test_exports(name: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "heads", "sliced"])
 def test_opcheck(name: str, layout: str) -> None:
     *inputs, weight = operands(name, (2, 3, 4, 24), F16, (layout, "contiguous"))
+    operator, extras = OPERATORS[name]
     if name == "add_rms_norm":
-        operator, given = torch.ops.hf_kernel_patch.add_rms_norm, (*inputs, weight)
+        given = (*inputs, weight)
     else:
-        operator = torch.ops.hf_kernel_patch.rms_norm
         given = (inputs[0], weight, *(inputs[1:] or [None]))
-    torch.library.opcheck(operator.default, (*given, EPS, 0.0, True))
+    function = getattr(torch.ops.hf_kernel_patch, operator).default
+    torch.library.opcheck(function, (*given, EPS, 0.0, True, *extras))
+
+
+def test_opcheck_without_a_weight() -> None:
+    function = torch.ops.hf_kernel_patch.rms_norm_extras.default
+    x = operands("rms_norm", (2, 3, 24))[0]
+    torch.library.opcheck(
+        function, (x, None, None, EPS, 0.0, True, None, True, "silu", False, True)
+    )
 
 
 @needs_gpu

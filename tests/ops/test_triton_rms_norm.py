@@ -44,6 +44,12 @@ PLAIN = [
 
 
 RMS_NORM, ADD_RMS_NORM = NORM.load(), ADD.load()
+
+
+def halves(x: torch.Tensor) -> int:
+    return x.shape[-1] // 2 if x.shape[-1] % 4 == 0 else x.shape[-1]
+
+
 #: name -> (function, reference, how many inputs there are beside the weight)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
     "rms_norm": (
@@ -59,6 +65,21 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
     "rms_norm_gated": (
         lambda x, gate, weight: RMS_NORM(x, weight, EPS, gate=gate),
         lambda x, gate, weight: reference.rms_norm(x, weight, EPS, gate=gate, dtype=x.dtype),
+        2,
+    ),
+    # A row that does not make two even groups is one.
+    "rms_norm_in_groups": (
+        lambda x, gate, weight: RMS_NORM(x, weight, EPS, 0.0, True, gate, halves(x), False),
+        lambda x, gate, weight: reference.rms_norm(
+            x, weight, EPS, 0.0, True, gate, halves(x), False, dtype=x.dtype
+        ),
+        2,
+    ),
+    "rms_norm_sigmoid": (
+        lambda x, gate, weight: RMS_NORM(x, weight, EPS, 1.0, False, gate, activation="sigmoid"),
+        lambda x, gate, weight: reference.rms_norm(
+            x, weight, EPS, 1.0, False, gate, activation="sigmoid", dtype=x.dtype
+        ),
         2,
     ),
 }

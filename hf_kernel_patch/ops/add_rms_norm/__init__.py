@@ -5,11 +5,26 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hf_kernel_patch.ops.descriptor import TritonKernel
-from hf_kernel_patch.ops.rms_norm import NpuFusedRMSNorm
+from hf_kernel_patch.ops.rms_norm import WIDEST, NpuFusedRMSNorm
 from hf_kernel_patch.registry import BaseKernel, register_kernel
+
+
+def why_not(x: Any, residual: Any, weight: Any, widest: float = math.inf) -> str | None:
+    """Why no kernel here can take a call, or None; rows are of at most ``widest`` elements."""
+    shape = x.shape
+    if shape != residual.shape:
+        return "x and the residual differ in shape"
+    if not shape or weight.shape != shape[-1:]:
+        return "the weight is not one number an element of a row"
+    if not (x.is_floating_point() and residual.is_floating_point()):
+        return "x and the residual are not both of floating point"
+    if shape[-1] > widest:
+        return f"rows are of more than {widest} elements"
+    return None
 
 
 @register_kernel
@@ -17,6 +32,10 @@ class TorchFusedAddRMSNorm(BaseKernel):
     kernel_id = "torch_fused_add_rmsnorm"
     op = "add_rms_norm"
     function = "hf_kernel_patch.ops.add_rms_norm.torch:add_rms_norm"
+
+    @classmethod
+    def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
+        return why_not(x, residual, weight)
 
 
 @register_kernel
@@ -27,11 +46,7 @@ class CudaFusedAddRMSNorm(TritonKernel):
 
     @classmethod
     def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
-        if x.shape != residual.shape:
-            return "x and the residual differ in shape"
-        if weight.shape != x.shape[-1:] or weight.shape[0] > 65536:
-            return "the weight is not one number an element of a row of at most 65536"
-        return None
+        return why_not(x, residual, weight, WIDEST)
 
 
 @register_kernel
@@ -47,4 +62,6 @@ class NpuFusedAddRMSNorm(BaseKernel):
     def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
         if x.shape != residual.shape:
             return "x and the residual differ in shape"
+        if not residual.is_floating_point():
+            return "the residual is not of floating point"
         return NpuFusedRMSNorm.refuse(x, weight, *options)

@@ -1,22 +1,35 @@
-"""``rms_norm(x, weight, eps, offset, cast_first, gate)``: x over its root mean square, scaled.
+"""``rms_norm(x, weight, eps, offset, cast_first, gate, ...)``: x over its root mean square, scaled.
 
 The kernels that serve it; each imports its backend when it is first used.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
+#: The widest rows of the Triton kernels.
+WIDEST = 65536
 
-def why_not(x: Any, weight: Any, gate: Any) -> str | None:
-    """Why no kernel here can take a call, or None."""
-    if weight.shape != x.shape[-1:]:
+
+def why_not(
+    x: Any, weight: Any, gate: Any, group_size: int | None, widest: float = math.inf
+) -> str | None:
+    """Why no kernel here can take a call, or None; rows are of at most ``widest`` elements."""
+    shape = x.shape
+    if not shape or (weight is not None and weight.shape != shape[-1:]):
         return "the weight is not one number an element of a row"
-    if gate is not None and gate.shape != x.shape:
+    if not x.is_floating_point():  # rounded to whole numbers, which ends the gradients
+        return "x is not of floating point"
+    if shape[-1] > widest:
+        return f"rows are of more than {widest} elements"
+    if gate is not None and gate.shape != shape:
         return "the gate has another shape than x"
+    if group_size is not None and (group_size < 1 or not shape[-1] or shape[-1] % group_size):
+        return "a row is not made of whole groups"
     return None
 
 
@@ -36,8 +49,13 @@ class TorchFusedRMSNorm(BaseKernel):
         offset: float = 0.0,
         cast_first: bool = True,
         gate: Any = None,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        activation: str = "silu",
+        cast_to_weight: bool = False,
+        cast_scale: bool = False,
     ) -> str | None:
-        return why_not(x, weight, gate)
+        return why_not(x, weight, gate, group_size)
 
 
 @register_kernel
@@ -55,10 +73,13 @@ class CudaFusedRMSNorm(TritonKernel):
         offset: float = 0.0,
         cast_first: bool = True,
         gate: Any = None,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        activation: str = "silu",
+        cast_to_weight: bool = False,
+        cast_scale: bool = False,
     ) -> str | None:
-        if x.shape and x.shape[-1] > 65536:
-            return "rows are of more than 65536 elements"
-        return why_not(x, weight, gate)
+        return why_not(x, weight, gate, group_size, WIDEST)
 
 
 @register_kernel
@@ -80,7 +101,14 @@ class NpuFusedRMSNorm(BaseKernel):
         offset: float = 0.0,
         cast_first: bool = True,
         gate: Any = None,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        activation: str = "silu",
+        cast_to_weight: bool = False,
+        cast_scale: bool = False,
     ) -> str | None:
-        if not 2 <= x.dim() <= 8 or not x.numel():
+        if not 2 <= x.dim() <= 8 - (group_size is not None) or not x.numel():
             return "npu_rms_norm takes 2 to 8 dimensions and an element at least"
-        return why_not(x, weight, gate)
+        if cast_scale and x.element_size() != 4:
+            return "npu_rms_norm rounds the norm, not the scale"
+        return why_not(x, weight, gate, group_size)

@@ -13,22 +13,74 @@ import torch_npu
 from torch.nn import functional as F
 
 from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
+from hf_kernel_patch.ops.rms_norm.extras import Extras
+from hf_kernel_patch.ops.rms_norm.reference import ACTIVATIONS
 from hf_kernel_patch.ops.rms_norm.torch import plain
 
 
 def rms_norm(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
     gate: torch.Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+    cast_to_weight: bool = False,
+    cast_scale: bool = False,
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm`, the norm rounded only once.
 
     x has 2 to 8 dimensions and an element; the weight is one number for each element of a row.
     """
+    if (
+        weight is None
+        or group_size is not None
+        or cast_to_weight
+        or cast_scale
+        or (gate is not None and not (cast_first and norm_before_gate and activation == "silu"))
+    ):
+        extras = Extras(group_size, norm_before_gate, activation, cast_to_weight, cast_scale)
+        return _with_extras(x, weight, gate, eps, offset, cast_first, extras)
     return _rms_norm((x, weight) if gate is None else (x, weight, gate), (eps, offset, cast_first))
+
+
+def _with_extras(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+    extras: Extras,
+) -> torch.Tensor:
+    """The operator normalises, in float32 if more is to be computed; the rest is PyTorch's own."""
+    size = extras.group_size or x.shape[-1]
+    if weight is None and gate is None:
+        return _alone(x, size, eps)
+    wide = x.float()
+    factor = None if gate is None else ACTIVATIONS[extras.activation](gate.float())
+    if factor is not None and not extras.norm_before_gate:
+        wide, factor = wide * factor, None
+    out = _alone(wide, size, eps)
+    if weight is not None and cast_first:
+        out = weight * out.to(weight.dtype if extras.cast_to_weight else x.dtype)
+    elif weight is not None:
+        out = out * (weight.float() + offset)
+    if factor is not None:
+        out = out * factor
+    elif weight is not None and cast_first:
+        return out
+    return out.to(x.dtype)
+
+
+def _alone(x: torch.Tensor, size: int, eps: float) -> torch.Tensor:
+    """Groups of ``size`` elements of every row, normalised and not scaled."""
+    if size == x.shape[-1]:
+        return _rms_norm((x, x.new_ones(size)), (eps, 0.0, True))
+    return _rms_norm((x.unflatten(-1, (-1, size)), x.new_ones(size)), (eps, 0.0, True)).flatten(-2)
 
 
 def operands(

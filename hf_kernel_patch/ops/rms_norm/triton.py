@@ -10,6 +10,8 @@ import torch
 
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.rms_norm import reference
+from hf_kernel_patch.ops.rms_norm.extras import Extras
+from hf_kernel_patch.ops.rms_norm.triton_extras import with_extras
 from hf_kernel_patch.ops.rows.norm import (
     WIDEST_BACKWARD,
     backward,
@@ -21,13 +23,27 @@ from hf_kernel_patch.ops.rows.norm import (
 
 def rms_norm(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
     gate: torch.Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+    cast_to_weight: bool = False,
+    cast_scale: bool = False,
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.rms_norm.reference.rms_norm`; one read, one write."""
+    if (
+        weight is None
+        or group_size is not None
+        or cast_to_weight
+        or cast_scale
+        or (gate is not None and not (cast_first and norm_before_gate and activation == "silu"))
+    ):
+        extras = Extras(group_size, norm_before_gate, activation, cast_to_weight, cast_scale)
+        return with_extras(x, weight, gate, eps, offset, cast_first, extras)
     if gate is not None and x.shape[-1] > WIDEST_BACKWARD:
         return reference.rms_norm(x, weight, eps, offset, cast_first, gate)
     if torch.compiler.is_compiling():

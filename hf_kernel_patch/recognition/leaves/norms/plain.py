@@ -1,0 +1,151 @@
+"""Norms that take x alone and scale it: the orders of casting and multiplying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hf_kernel_patch.recognition.known import Adapter, Leaf, register
+from hf_kernel_patch.recognition.leaves.norms import texts
+from hf_kernel_patch.recognition.leaves.norms.taken import missing
+from hf_kernel_patch.recognition.site import Site
+
+
+class Norm(NamedTuple):
+    """What a text computes: the attribute that holds eps, and the op's options.
+
+    ``asks`` names what a module's own attributes have a say in, for which see ``spanned``.
+    """
+
+    eps: str
+    offset: float
+    cast_first: bool
+    asks: tuple[str, ...] = ()
+
+
+#: Which is an error of an original that takes one, and no norm without.
+NO_WEIGHT = "there is no weight"
+#: Every text that the ops of a norm and its neighbours can express as well, at least sometimes.
+NORMS = {
+    texts.LLAMA: Norm("variance_epsilon", 0.0, True),
+    texts.OLMO2: Norm("variance_epsilon", 0.0, False),
+    texts.HELIUM: Norm("variance_epsilon", 0.0, False),
+    texts.GEMMA: Norm("eps", 1.0, False, ("_norm",)),
+    texts.MOSHI: Norm("eps", 0.0, False, ("_norm",)),
+    texts.LLAMA4: Norm("eps", 0.0, True, ("_norm",)),
+    texts.GEMMA4: Norm("eps", 0.0, False, ("_norm", "with_scale")),
+}
+#: Qwen4's forward is Gemma's, over another ``_norm``.
+GROUPED = Norm("eps", 1.0, False, ("_norm", "group_size"))
+
+
+def _adapter(text: str) -> Adapter:
+    eps_name, offset, cast_first, _ = NORMS[text]
+
+    def adapter(site: Site) -> Callable[..., Any]:
+        original, rms_norm = site.original, site.op
+
+        def forward(self: Any, hidden_states: Any) -> Any:
+            weight, eps = self.weight, getattr(self, eps_name)
+            if weight is None or site.declines(
+                hidden_states, weight, eps, offset, cast_first, module=self
+            ):
+                return original(self, hidden_states)
+            return rms_norm(hidden_states, weight, eps, offset, cast_first)
+
+        def forward_x(self: Any, x: Any) -> Any:
+            return forward(self, x)
+
+        return forward_x if "forward(self, x)" in text else forward
+
+    return adapter
+
+
+def _with_scale(site: Site) -> Callable[..., Any]:
+    original, rms_norm, without = site.original, site.op, missing(site, "group_size")
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        scale = self.with_scale
+        weight, why_not = (self.weight, None) if scale else (None, without)
+        if scale and weight is None:
+            why_not = NO_WEIGHT
+        arguments = hidden_states, weight, self.eps, 0.0, False
+        if site.declines(*arguments, unless=why_not, module=self):
+            return original(self, hidden_states)
+        return rms_norm(*arguments)
+
+    return forward
+
+
+def _in_groups(site: Site) -> Callable[..., Any]:
+    original, rms_norm, without = site.original, site.op, missing(site, "group_size")
+
+    def forward(self: Any, x: Any) -> Any:
+        weight = self.weight
+        arguments: tuple[Any, ...] = x, weight, self.eps, 1.0, False
+        why_not = NO_WEIGHT if weight is None else None
+        if (group_size := self.group_size) is not None:
+            arguments, why_not = (*arguments, None, group_size), without or why_not
+        if site.declines(*arguments, unless=why_not, module=self):
+            return original(self, x)
+        return rms_norm(*arguments)
+
+    return forward
+
+
+def _t5(site: Site) -> Callable[..., Any]:
+    """Llama's norm, but for inputs of another dtype than the weight's.
+
+    So are those of a model in half precision whose ``wo`` is kept in float32.
+    """
+    original, rms_norm, without = site.original, site.op, missing(site, "cast_to_weight")
+    extras = None, None, True, "silu", True  # gate, group_size, ..., cast_to_weight
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        weight = self.weight
+        arguments: tuple[Any, ...] = hidden_states, weight, self.variance_epsilon, 0.0, True
+        why_not = None
+        if weight.dtype != hidden_states.dtype:
+            arguments, why_not = (*arguments, *extras), without
+        if site.declines(*arguments, unless=why_not, module=self):
+            return original(self, hidden_states)
+        return rms_norm(*arguments)
+
+    return forward
+
+
+def _cpmant(site: Site) -> Callable[..., Any]:
+    original, rms_norm = site.original, site.op
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        weight = self.weight
+        arguments = hidden_states, weight, self.eps, 0.0, True
+        why_not = NO_WEIGHT if weight is None else None
+        if hidden_states.size(-1) != self.dim_norm:
+            why_not = "the original checks dim_norm"
+        if site.declines(*arguments, unless=why_not, module=self):
+            return original(self, hidden_states)
+        return rms_norm(*arguments)
+
+    return forward
+
+
+_METHOD = {"self._norm": texts.NORM}
+LEAVES = {
+    name: register(Leaf(name, "rms_norm", variants, helpers))
+    for name, variants, helpers in (
+        ("rms_norm.llama", {texts.LLAMA: _adapter(texts.LLAMA)}, {}),
+        (
+            "rms_norm.olmo2",
+            {text: _adapter(text) for text in (texts.OLMO2, texts.HELIUM)},
+            {},
+        ),
+        ("rms_norm.gemma", {texts.GEMMA: _adapter(texts.GEMMA)}, _METHOD),
+        ("rms_norm.moshi", {texts.MOSHI: _adapter(texts.MOSHI)}, _METHOD),
+        ("rms_norm.llama4", {texts.LLAMA4: _adapter(texts.LLAMA4)}, _METHOD),
+        ("rms_norm.gemma4", {texts.GEMMA4: _with_scale}, {"self._norm": texts.NORM_BY_POW}),
+        ("rms_norm.qwen4", {texts.GEMMA: _in_groups}, {"self._norm": texts.NORM_IN_GROUPS}),
+        ("rms_norm.t5", {texts.T5: _t5}, {}),
+        ("rms_norm.cpmant", {texts.CPMANT: _cpmant}, {}),
+    )
+}
