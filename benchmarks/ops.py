@@ -83,7 +83,11 @@ def _norm_work(forward: int, backward: int) -> Callable[..., Work]:
 def _rope_inputs(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:
     """q and k as attention has them: (B, heads, S, D) over the memory of (B, S, heads, D)."""
     given = _heads(sizes, draw)
-    return given | {name: given[name].transpose(1, 2) for name in "qk"}
+    given |= {name: given[name].transpose(1, 2) for name in "qk"}
+    if "pairs" not in sizes:
+        return given
+    pairs = ("interleaved", "interleaved_to_halves")[sizes["pairs"]]
+    return given | {"unsqueeze_dim": 1, "cast": False, "pairs": pairs, "angles": "first_half"}
 
 
 def _heads(sizes: dict[str, int], draw: Draw) -> dict[str, Any]:

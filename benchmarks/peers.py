@@ -6,6 +6,7 @@ modules hold the arguments' own leaves and torch.compile can wrap the function.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -83,17 +84,28 @@ def _liger_add_rms_norm(a: Arguments) -> Built:
     return add_norm, (a.x, a.residual)
 
 
+#: The op's ``pairs`` -> the family whose rotary function has them, and its name there.
+ROTARY = {
+    "halves": ("llama", "apply_rotary_pos_emb"),
+    "interleaved": ("glm", "apply_rotary_pos_emb"),
+    "interleaved_to_halves": ("deepseek_v3", "apply_rotary_pos_emb_interleave"),
+}
+
+
 def _eager_rope(a: Arguments) -> Built:
-    from transformers.models.llama import modeling_llama
+    family, name = ROTARY[getattr(a, "pairs", "halves")]
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
     # Looked up at each call, as attention does, so that a patch of it takes effect.
     def rope(*tensors: Any) -> Any:
-        return modeling_llama.apply_rotary_pos_emb(*tensors)
+        return getattr(module, name)(*tensors)
 
     return rope, (a.q, a.k, a.cos, a.sin)
 
 
 def _liger_rope(a: Arguments) -> Built:
+    if hasattr(a, "pairs"):
+        raise ValueError("it rotates halves")
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
     return liger_rotary_pos_emb, (a.q, a.k, a.cos, a.sin)

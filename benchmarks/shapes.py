@@ -47,6 +47,16 @@ def _heads(op: str, *shapes: tuple[int, int, int, int, int], compiled: bool = Tr
     ]
 
 
+def _paired(
+    shape: tuple[int, int, int, int, int], to_halves: bool = False, compiled: bool = True
+) -> Case:
+    """The rotary function of pairs of neighbours, GLM's, or that of DeepSeek to halves."""
+    (plain,) = _heads("rope", shape)
+    name = "to halves" if to_halves else "interleaved"
+    sizes = {**plain.sizes, "pairs": int(to_halves)}
+    return Case("rope", sizes, compiled, label=f"{plain.label} {name}")
+
+
 def _experts(
     tokens: int, phases: tuple[str, ...], compiled: bool = False, name: str = "", **changed: int
 ) -> Case:
@@ -97,6 +107,12 @@ ACCELERATOR: list[Case] = [
     *_heads(
         "rope", (4, 4096, 28, 4, 128), (1, 7, 32, 8, 64), (1, 1000, 32, 8, 128), compiled=False
     ),
+    # Beside the halves of the same shapes.
+    _paired((4, 4096, 32, 8, 128)),
+    _paired((4, 4096, 32, 8, 64)),
+    _paired((1, 7, 32, 8, 64), compiled=False),
+    *_heads("rope", (4, 4096, 128, 1, 64)),
+    _paired((4, 4096, 128, 1, 64), to_halves=True),
     *_heads("qk_norm_rope", (4, 4096, 32, 4, 128)),
     *_heads(
         "qk_norm_rope",
@@ -143,6 +159,7 @@ CPU: list[Case] = [
 QUICK: list[Case] = [
     *_rows("rms_norm", (8, 64), compiled=()),
     *_rows("add_rms_norm", (8, 64), compiled=()),
+    *(_paired((1, 6, 4, 2, 16), to_halves, compiled=False) for to_halves in (False, True)),
     *_heads("rope", (1, 6, 4, 2, 16), compiled=False),
     *_heads("qk_norm_rope", (1, 6, 4, 2, 16), compiled=False),
     *_rows("swiglu", (8, 64), compiled=()),
@@ -158,7 +175,9 @@ ONE_TOKEN: list[Case] = [
     *_rows("swiglu", (1, 8192)),
     _experts(1, ("inference",), E=16, name="E16"),
 ]
-ONE_TOKEN_QUICK: list[Case] = [case for case in QUICK if case.op != "linear_cross_entropy"]
+ONE_TOKEN_QUICK: list[Case] = [
+    case for case in QUICK if case.op != "linear_cross_entropy" and "pairs" not in case.sizes
+]
 
 
 def cases(device: str, quick: bool, launch: bool) -> list[Case]:

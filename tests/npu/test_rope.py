@@ -69,7 +69,8 @@ def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
     ("q", "cos", "why"),
     [
         ((4, 9, 64), (1, 9, 64), "four dimensions"),
-        ((1, 4, 9, 64), (9, 64), "four dimensions"),
+        ((1, 4, 9, 64), (9, 64), "batch and length"),  # as (B, S, heads, D)
+        ((1, 4, 9, 64), (64,), "four dimensions"),
         ((1, 4, 9, 900), (1, 9, 896), "under 896"),
         ((1, 1000, 2, 16), (1, 2, 16), "under 1000"),
         ((1000, 1, 2, 16), (1, 2, 16), "under 1000"),
@@ -83,6 +84,56 @@ def test_rope_that_the_operator_does_not_take_goes_back(q: Any, cos: Any, why: s
     angles = torch.ones(cos, device="npu")
     refused = kernel_of("rope").refuse(drawn(*q), drawn(*q), angles, angles, 1, False)
     assert refused is not None and why in refused
+
+
+@pytest.mark.parametrize("pairs", ["halves", "interleaved", "interleaved_to_halves"])
+@pytest.mark.parametrize("angles", ["elements", "first_half", "pairs"])
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+def test_rope_of_pairs_is_served(pairs: str, angles: str, one: bool, factor: float) -> None:
+    q, k = drawn(2, 4, 9, 80), None if one else drawn(2, 2, 9, 80, seed=1)
+    width = 32 if angles == "pairs" else 64
+    cos, sin = (drawn(1, 9, width, seed=s, grad=False).sin() * factor for s in (2, 3))
+    given = q, k, cos, sin, 1, False, pairs, angles, True
+    assert kernel_of("rope").refuse(*given) is None
+    reset_calls()
+    found = [out for out in function_of("rope")(*given) if out is not None]
+    torch.autograd.backward(found, [out.detach() for out in found])
+    assert calls()["npu_rotary_mul"] == (2 if one else 4)
+    here = [x for x in (q, k) if x is not None]
+    wide = [x.detach().cpu().double().requires_grad_() for x in here]
+    angle = (cos.cpu().double(), sin.cpu().double())
+    truth = reference.rope(wide[0], None if one else wide[1], *angle, *given[4:])
+    right = [out for out in truth if out is not None]
+    torch.autograd.backward(right, [out.detach().cpu().double() for out in found])
+    for ours, theirs in zip(found, right, strict=True):
+        assert error(ours.detach().cpu(), theirs.detach()) < 2e-7
+    for ours, theirs in zip(here, wide, strict=True):
+        assert error(ours.grad.cpu(), theirs.grad) < 2e-7
+
+
+def test_rope_of_packed_sequences_is_one_operator_each() -> None:
+    q, k, _ = drawn(9, 3, 4, 64, grad=False).unbind(1)
+    cos, sin = (drawn(9, 64, seed=s, grad=False).sin() for s in (2, 3))
+    given = q, k, cos, sin, -2, True, "halves", "elements", True
+    assert kernel_of("rope").refuse(*given) is None
+    assert used(function_of("rope"), *given)["npu_rotary_mul"] == 2
+    found = function_of("rope")(*given)
+    wide = (x.cpu().double() for x in given[:4])
+    for ours, theirs in zip(found, reference.rope(*wide, *given[4:]), strict=True):
+        assert ours.shape == (9, 4, 64)
+        assert error(ours.cpu(), theirs) < 2e-7
+
+
+def test_rope_of_pairs_of_neighbours_beyond_the_operator_goes_back() -> None:
+    q = drawn(2, 4, 9, 64, grad=False)
+    cos, sin = (drawn(2, 9, 64, seed=s, grad=False).sin() for s in (2, 3))
+    refused = kernel_of("rope").refuse(q, q, cos, sin, 1, False, "interleaved")
+    assert refused is not None and "of all sequences" in refused
+    many = drawn(500, 2, 9, 64, grad=False)
+    refused = kernel_of("rope").refuse(many, many, cos[:1], sin[:1], 1, False, "interleaved")
+    assert refused is not None and "of all sequences" in refused
+    assert kernel_of("rope").refuse(many, many, cos[:1], sin[:1]) is None
 
 
 @pytest.mark.parametrize("width", [64, 48])

@@ -1,11 +1,20 @@
-"""rope: the reference and every backend against apply_rotary_pos_emb of Llama, Phi-3 and OLMo2."""
+"""rope: the reference and every backend against the rotary functions of seven families."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import Any, NamedTuple
 
 import torch
 
+from hf_kernel_patch.ops.rope.shapes import (
+    ELEMENTS,
+    FIRST_HALF,
+    HALVES,
+    INTERLEAVED,
+    PER_PAIR,
+    TO_HALVES,
+)
 from tests.ops.checks import (
     BF16,
     F16,
@@ -14,17 +23,42 @@ from tests.ops.checks import (
     Case,
     draw,
 )
-from tests.tiny import modelling
 
-#: Module of the original -> (width of cos out of a head size of 10, the op's cast).
-FLAVOURS = {"llama": (10, False), "phi3": (6, False), "olmo2": (10, True)}
-DTYPES = ((F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F16, F32), (F32, BF16))
 HEADS, KV_HEADS, SIZE = 3, 1, 10
+
+
+class Flavour(NamedTuple):
+    """The width of cos, the op's last four arguments, and the function's name."""
+
+    width: int = SIZE
+    options: tuple[Any, ...] = (False,)
+    function: str = "apply_rotary_pos_emb"
+
+
+#: By the module of the original.
+FLAVOURS = {
+    "llama": Flavour(),
+    "phi3": Flavour(6),
+    "olmo2": Flavour(options=(True,)),
+    "gpt_oss": Flavour(SIZE // 2, (False, HALVES, PER_PAIR)),
+    "cohere": Flavour(options=(True, INTERLEAVED, ELEMENTS, True)),
+    "glm": Flavour(6, (False, INTERLEAVED, FIRST_HALF)),
+    "deepseek_v3": Flavour(
+        options=(False, TO_HALVES, FIRST_HALF), function="apply_rotary_pos_emb_interleave"
+    ),
+}
+OLD = ("llama", "phi3", "olmo2")
+PAIRS = ("cohere", "glm", "deepseek_v3")
+#: Of q and k, of cos, and of sin where it has another.
+DTYPES: tuple[tuple[torch.dtype, ...], ...] = (
+    *((F32, F32), (BF16, BF16), (F16, F16), (BF16, F32), (F16, F32), (F32, BF16)),
+    *((BF16, BF16, F32), (BF16, F32, BF16), (F16, BF16, F16)),
+)
 
 
 def case(
     flavour: str,
-    dtypes: tuple[torch.dtype, torch.dtype] = (F32, F32),
+    dtypes: tuple[torch.dtype, ...] = (F32, F32),
     *,
     batch: int = 2,
     length: int = 7,
@@ -34,8 +68,8 @@ def case(
     name: str = "",
     **drawn: Any,
 ) -> Case:
-    """q and cos have the two dtypes; ``drawn`` is about q and k: layout, poison."""
-    width, cast = FLAVOURS[flavour]
+    """``drawn`` is about q and k: layout, poison."""
+    width, options, function = FLAVOURS[flavour]
 
     def inputs(device: str) -> Any:
         def heads(count: int, seed: int, grad: bool) -> torch.Tensor:
@@ -43,16 +77,20 @@ def case(
             shape = (batch, *order, SIZE)
             return draw(shape, dtypes[0], seed=seed, grad=grad, device=device, **drawn)
 
-        def angles(seed: int) -> torch.Tensor:
-            shape = (cos_batch, length, width)
-            return draw(shape, dtypes[1], seed=seed, grad=False, device=device)
+        def angles(dtype: torch.dtype, seed: int) -> torch.Tensor:
+            # Older versions of DeepSeek's function read both halves, which are always the same.
+            halves = 2 if flavour == "deepseek_v3" else 1
+            shape = (cos_batch, length, width // halves)
+            drawn = draw(shape, dtype, seed=seed, grad=False, device=device)
+            return drawn.repeat(1, 1, halves)
 
         q, k = heads(HEADS, 0, grads[0]), heads(KV_HEADS, 1, grads[1])
-        return (q, k, angles(2), angles(3), unsqueeze_dim, cast), {}
+        cos, sin = angles(dtypes[1], 2), angles(dtypes[-1], 3)
+        return (q, k, cos, sin, unsqueeze_dim, *options), {}
 
-    def original(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, cast: bool) -> Any:
-        function = modelling(flavour).apply_rotary_pos_emb
-        return function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+    def original(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, *options: Any) -> Any:
+        module = importlib.import_module(f"transformers.models.{flavour}.modeling_{flavour}")
+        return getattr(module, function)(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
 
     kinds = "-".join(SHORT[dtype] for dtype in dtypes)
     return Case(f"{flavour}-{name or 'plain'}-{kinds}", "rope", inputs, original, exact=True)
@@ -82,8 +120,13 @@ CASES = [
     *(case(flavour, dtypes) for flavour in FLAVOURS for dtypes in DTYPES),
     *(
         case(flavour, (dtype, dtype), name=name, **options)
-        for flavour in FLAVOURS
+        for flavour in OLD
         for dtype in (F32, BF16)
+        for name, options in OPTIONS.items()
+    ),
+    *(
+        case(flavour, (F32, F32), name=name, **options)
+        for flavour in PAIRS
         for name, options in OPTIONS.items()
     ),
 ]

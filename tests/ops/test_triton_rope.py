@@ -37,12 +37,27 @@ PARTIAL = {
 }
 #: Too many programs for the interpreter.
 LONG = () if GPU else ("many tokens", "prime sizes")
+STRIDED = ("as attention lays q out", "every second element", "cos of every sequence")
 #: The interpreter takes bf16 for integers and truncates; what is nearer is for the GPU to show.
 HALF = BF16 if GPU else F16
 SHORT = {} if GPU else {"length": 3}
 CASES = [
     *((ROPE, cases_rope.case("llama", (dtype, dtype), **SHORT)) for dtype in (F32, HALF)),
     *((ROPE, cases_rope.case("olmo2", dtypes, **SHORT)) for dtypes in ((F16, F32), (F32, F16))),
+    *(
+        (ROPE, cases_rope.case(flavour, (dtype, dtype), **SHORT))
+        for flavour in ("gpt_oss", *cases_rope.PAIRS)
+        for dtype in (F32, HALF)
+    ),
+    *(
+        (ROPE, cases_rope.case("glm", dtypes, **SHORT))
+        for dtypes in ((F16, F16, F32), (F16, F32, F16), (F32, F16, F16))
+    ),
+    *(
+        (ROPE, cases_rope.case(flavour, name=name, **{**SHORT, **cases_rope.OPTIONS[name]}))
+        for flavour in ("glm", "deepseek_v3")
+        for name in STRIDED
+    ),
     *(
         (ROPE, cases_rope.case("phi3", name=name, **{**SHORT, **options}))
         for name, options in cases_rope.OPTIONS.items()
@@ -142,6 +157,73 @@ def test_head_sizes_and_groups(kernel: Any, heads: tuple[int, int], size: int, w
     assert max(error(*pair) for pair in pairs) < 1e-6
 
 
+#: The op's ``pairs`` and ``angles``, and the width of cos and sin for a head of 32.
+PAIRED = [
+    (pairs, angles, 16 if angles == "pairs" else 32)
+    for pairs in ("halves", "interleaved", "interleaved_to_halves")
+    for angles in ("elements", "first_half", "pairs")
+]
+
+
+@pytest.mark.parametrize(("pairs", "angles", "width"), PAIRED)
+@pytest.mark.parametrize("heads", [(4, 2), (3, 0)])
+def test_pairs_and_angles(pairs: str, angles: str, width: int, heads: tuple[int, int]) -> None:
+    q, k, cos, sin = operands(ROPE, heads, width=width, tokens=3)
+    given = q, k if heads[1] else None, cos, sin, 1, False, pairs, angles
+    assert ROPE.refuse(*given) is None
+    found, wide = ROPE.load()(*given), truth(ROPE, given)
+    found, wide = (
+        [out for out in outputs if out is not None] for outputs in (list(found), list(wide))
+    )
+    assert len(found) == len(wide) == 1 + bool(heads[1])
+    assert max(error(*pair) for pair in zip(found, wide, strict=True)) < 3e-7
+    wanted = leaves(given)
+    grads = zip(gradients(found, wanted), gradients(wide, wanted), strict=True)
+    assert max(error(*pair) for pair in grads) < 3e-7
+
+
+@pytest.mark.parametrize("heads", [(80, 1), (1, 1)])
+def test_pairs_of_part_of_a_head_in_groups_of_heads(heads: tuple[int, int]) -> None:
+    q, k, cos, sin = operands(ROPE, heads, 40, width=24)
+    given = q, k, cos, sin, 1, False, "interleaved", "first_half"
+    found, wide = ROPE.load()(*given), truth(ROPE, given)
+    assert max(error(*pair) for pair in zip(found, wide, strict=True)) < 3e-7
+    assert all(torch.equal(out[..., 24:], x[..., 24:]) for out, x in zip(found, (q, k)))
+
+
+#: Shape of q, of cos and unsqueeze_dim -> those of four and three dimensions.
+PACKED: list[tuple[tuple[int, ...], tuple[int, ...], int, int]] = [
+    ((5, 3, 32), (5, 32), -2, 2),
+    ((5, 3, 32), (5, 32), 1, 2),
+    ((3, 5, 32), (5, 32), 0, 1),
+    ((2, 3, 5, 32), (5, 32), 0, 1),
+    ((2, 5, 3, 32), (5, 32), 1, 2),
+    ((2, 5, 3, 32), (1, 5, 32), -2, 2),
+]
+
+
+@pytest.mark.parametrize(("shape", "angles", "unsqueeze_dim", "heads"), PACKED)
+@pytest.mark.parametrize("one", [False, True])
+def test_packed_sequences_and_angles_without_a_batch(
+    shape: tuple[int, ...], angles: tuple[int, ...], unsqueeze_dim: int, heads: int, one: bool
+) -> None:
+    """q, k and v of vision attention come out of one tensor of (S, 3, heads, D)."""
+    axis = len(shape) - 1 - (1 if heads == 2 else 0)
+    q, k, _ = draw((*shape[:axis], 3, *shape[axis:]), grad=False, device=DEVICE).unbind(axis)
+    q, k = q.requires_grad_(), None if one else k.requires_grad_()
+    cos, sin = (draw(angles, seed=seed, grad=False, device=DEVICE) for seed in (2, 3))
+    given = q, k, cos, sin, unsqueeze_dim
+    assert ROPE.refuse(*given) is None
+    found, wide = ROPE.load()(*given), truth(ROPE, given)
+    assert (found[1] is None) == one
+    found, wide = found[: 1 + (not one)], wide[: 1 + (not one)]
+    for ours, theirs in zip(found, wide, strict=True):
+        assert ours.shape == theirs.shape
+        assert error(ours, theirs) < 3e-7
+    pairs = zip(gradients(found, leaves(given)), gradients(wide, leaves(given)), strict=True)
+    assert max(error(*pair) for pair in pairs) < 3e-7
+
+
 @pytest.mark.parametrize("tokens", [1, 32, 33])
 def test_tokens_of_a_head_side_by_side(tokens: int) -> None:
     arguments = operands(ROPE, tokens=tokens, inner=False)
@@ -236,6 +318,23 @@ def test_compiles_as_one_graph_whatever_the_token_count(kernel: Any) -> None:
         assert all(torch.equal(*pair) for pair in pairs)
 
 
+@pytest.mark.parametrize("one", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_pairs_of_packed_sequences_compile_as_one_graph(packed: bool, one: bool) -> None:
+    torch._dynamo.reset()
+    function = torch.compile(ROPE.load(), fullgraph=True, backend="aot_eager")
+    q, k, cos, sin = operands(ROPE)
+    k = None if one else k
+    given: tuple[Any, ...] = (q, k, cos, sin, 1, False, "interleaved_to_halves", "first_half")
+    if packed:
+        given = q[0], k if k is None else k[0], cos[0], sin[0], 0, False, "interleaved"
+    found, plain = (list(call(*given)) for call in (function, ROPE.load()))
+    assert (found.pop() is plain.pop() is None) if one else len(found) == 2
+    assert all(map(torch.equal, found, plain))
+    wanted = [q] if one else [q, k]
+    assert all(map(torch.equal, gradients(found, wanted), gradients(plain, wanted)))
+
+
 @KERNELS
 def test_exports(kernel: Any) -> None:
     class Module(torch.nn.Module):
@@ -251,7 +350,7 @@ def test_exports(kernel: Any) -> None:
 @KERNELS
 def test_opcheck(kernel: Any) -> None:
     arguments = operands(kernel)
-    options = (1, F32, F32, True, False) if kernel is ROPE else (1, 0.0, True)
+    options = (1, F32, F32, True, False, 0, 0, 0) if kernel is ROPE else (1, 0.0, True)
     kernel.load()
     operator = getattr(torch.ops.hf_kernel_patch, kernel.op)
     torch.library.opcheck(operator.default, (*arguments, *options))
@@ -267,12 +366,25 @@ def test_opcheck(kernel: Any) -> None:
         (lambda q, k, cos, sin: (q[..., :8], k[..., :8], cos, sin), "wider"),
         (lambda q, k, cos, sin: (q, k, cos[..., :31], sin[..., :31]), "odd"),
         (lambda q, k, cos, sin: (q, k, cos.to("meta"), sin.to("meta")), "devices"),
+        (lambda q, k, cos, sin: (q, k, cos, sin, 0), "dimensions"),
+        (lambda q, k, cos, sin: (q, k, cos, sin, 5), "dimensions"),
+        (lambda q, k, cos, sin: (q, k, cos[0], sin, 0), "dimensions"),
+        (lambda q, k, cos, sin: (q[0], k, cos[0], sin[0], 0), "dimensions"),
+        (lambda q, k, cos, sin: (q[0, 0], None, cos[0], sin[0], 0), "dimensions"),
+        (lambda q, k, cos, sin: (q, k, cos, sin, 1, False, "halves", "pairs"), "wider"),
+        (lambda q, k, cos, sin: (q, None, cos[..., :0], sin[..., :0]), "wider"),
     ],
 )
 def test_rope_refuses(change: Callable[..., Any], reason: str) -> None:
     arguments = operands(ROPE, grad=False)
     assert ROPE.refuse(*arguments) is None
     assert reason in str(ROPE.refuse(*change(*arguments)))
+
+
+def test_rope_of_other_dimensions_raises_where_nobody_asks_it_to_refuse() -> None:
+    q, k, cos, sin = operands(ROPE, grad=False)
+    with pytest.raises(ValueError, match="unsqueeze_dim 0"):
+        ROPE.load()(q, k, cos, sin, 0)
 
 
 def test_qk_norm_rope_refuses_weights_of_another_width() -> None:

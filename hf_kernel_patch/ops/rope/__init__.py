@@ -1,4 +1,4 @@
-"""``rope(q, k, cos, sin, unsqueeze_dim, cast)``: rotary position embedding of q and k.
+"""``rope(q, k, cos, sin, unsqueeze_dim, cast, pairs, angles, upcast)``: rotary position embedding.
 
 The kernels that serve it; each imports its backend when it is first used.
 """
@@ -9,7 +9,19 @@ import math
 from typing import Any
 
 from hf_kernel_patch.ops.descriptor import TritonKernel
+from hf_kernel_patch.ops.rope.shapes import (
+    ELEMENTS,
+    HALVES,
+    INTERLEAVED,
+    PER_PAIR,
+    heads_of,
+    usual,
+    width_of,
+)
 from hf_kernel_patch.registry import BaseKernel, register_kernel
+
+GRADIENT = "cos or sin needs a gradient"
+DIMENSIONS = "q and k are not of four dimensions or cos not of three"
 
 
 @register_kernel
@@ -20,11 +32,25 @@ class TorchFusedRoPE(BaseKernel):
     function = "hf_kernel_patch.ops.rope.torch:rope"
 
     @classmethod
-    def refuse(cls, q: Any, k: Any, cos: Any, sin: Any, *options: Any) -> str | None:
+    def refuse(
+        cls,
+        q: Any,
+        k: Any,
+        cos: Any,
+        sin: Any,
+        unsqueeze_dim: int = 1,
+        cast: bool = False,
+        pairs: str = HALVES,
+        angles: str = ELEMENTS,
+        *options: Any,
+    ) -> str | None:
         if cos.requires_grad or sin.requires_grad:
-            return "cos or sin needs a gradient"
-        if cos.shape[-1] % 2 or cos.shape[-1] > q.shape[-1]:
-            return "cos is wider than q or of an odd width"
+            return GRADIENT
+        size, width = q.shape[-1], width_of(cos, angles)
+        if not 0 < width <= size or width % 2 or sin.shape[-1] != cos.shape[-1]:
+            return "cos is wider than q, of an odd width or of another than sin"
+        if k is not None and k.shape[-1] != size:
+            return "q and k differ in the size of a head"
         return None
 
 
@@ -36,28 +62,78 @@ class CudaFusedRoPE(TritonKernel):
 
     @classmethod
     def refuse(
-        cls, q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1, cast: bool = False
+        cls,
+        q: Any,
+        k: Any,
+        cos: Any,
+        sin: Any,
+        unsqueeze_dim: int = 1,
+        cast: bool = False,
+        pairs: str = HALVES,
+        angles: str = ELEMENTS,
+        upcast: bool = False,
     ) -> str | None:
-        return why_not(q, k, cos, sin, unsqueeze_dim)
+        if usual(q, cos, unsqueeze_dim):
+            return why_not(q, k, cos, sin, unsqueeze_dim, angles)
+        return why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles)
 
 
-def why_not(q: Any, k: Any, cos: Any, sin: Any, heads: int) -> str | None:
-    """Why kernels over the heads of q and k, dimension ``heads`` of four, cannot take a call."""
+def why_not(q: Any, k: Any, cos: Any, sin: Any, heads: int, angles: str = ELEMENTS) -> str | None:
+    """Why kernels over the heads of q and k, dimension ``heads`` of four, cannot take a call.
+
+    k may be None.
+    """
     if cos.requires_grad or sin.requires_grad:
-        return "cos or sin needs a gradient"
-    if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or heads not in (1, 2):
-        return "q and k are not of four dimensions or cos not of three"
-    batch, tokens, size = q.shape[0], q.shape[3 - heads], q.shape[3]
-    if (k.shape[0], k.shape[3 - heads], k.shape[3]) != (batch, tokens, size):
+        return GRADIENT
+    shape = q.shape
+    other = shape if k is None else k.shape
+    why = _why_not_shapes(shape, other, cos.shape, sin.shape, heads, angles)
+    return why or _why_not_devices(q, k, cos, sin)
+
+
+def why_not_of_any_shape(
+    q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, angles: str = ELEMENTS
+) -> str | None:
+    """The same for q and k of three dimensions, or cos of two."""
+    if cos.requires_grad or sin.requires_grad:
+        return GRADIENT
+    heads = heads_of(q, cos, unsqueeze_dim)
+    if not heads or sin.dim() != cos.dim() or (k is not None and k.dim() != q.dim()):
+        return DIMENSIONS
+    first, second = ((1,) * (4 - x.dim()) + tuple(x.shape) for x in (q, q if k is None else k))
+    third, fourth = ((1,) * (3 - x.dim()) + tuple(x.shape) for x in (cos, sin))
+    why = _why_not_shapes(first, second, third, fourth, heads, angles)
+    return why or _why_not_devices(q, k, cos, sin)
+
+
+def _why_not_shapes(
+    q: tuple[int, ...],
+    k: tuple[int, ...],
+    cos: tuple[int, ...],
+    sin: tuple[int, ...],
+    heads: int,
+    angles: str,
+) -> str | None:
+    if len(q) != 4 or len(k) != 4 or len(cos) != 3 or heads not in (1, 2):
+        return DIMENSIONS
+    batch, tokens, size = q[0], q[3 - heads], q[3]
+    if (k[0], k[3 - heads], k[3]) != (batch, tokens, size):
         return "q and k differ in more than their heads"
-    rows, length, width = cos.shape
-    if rows not in (1, batch) or length not in (1, tokens) or sin.shape != cos.shape:
+    rows, length, width = cos
+    if rows not in (1, batch) or length not in (1, tokens) or sin != cos:
         return "cos and sin are not of q's batch and length"
-    if width % 2 or width > size or size > 1024:
+    if angles == PER_PAIR:
+        width *= 2
+    if width % 2 or not 0 < width <= size or size > 1024:
         return "cos is wider than q or of an odd width, or q is wider than 1024"
-    if not q.device == k.device == cos.device == sin.device:
-        return "the tensors are on different devices"
     return None
+
+
+def _why_not_devices(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
+    device = q.device
+    if cos.device == device == sin.device and (k is None or k.device == device):
+        return None
+    return "the tensors are on different devices"
 
 
 @register_kernel
@@ -72,15 +148,35 @@ class NpuFusedRoPE(BaseKernel):
 
     @classmethod
     def refuse(
-        cls, q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1, cast: bool = False
+        cls,
+        q: Any,
+        k: Any,
+        cos: Any,
+        sin: Any,
+        unsqueeze_dim: int = 1,
+        cast: bool = False,
+        pairs: str = HALVES,
+        angles: str = ELEMENTS,
+        upcast: bool = False,
     ) -> str | None:
-        heads = unsqueeze_dim % 4  # of the four dimensions that cos has then
-        if why := why_not(q, k, cos, sin, heads):
+        if why := why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles):
             return why
-        if cos.shape[1] != q.shape[3 - heads] or not (q.numel() and k.numel()):
+        heads = heads_of(q, cos, unsqueeze_dim) - 4  # from the last dimension
+        counts = [x.shape[heads] for x in (q, k) if x is not None]
+        batch = q.shape[0] if q.dim() == 4 else 1
+        if cos.shape[-2] != q.shape[-5 - heads] or not all(
+            x.numel() for x in (q, k) if x is not None
+        ):
             return "there are no angles for every token, or nothing to rotate"
-        if cos.shape[-1] >= 896 or max(q.shape[0], q.shape[heads], k.shape[heads]) >= 1000:
+        if width_of(cos, angles) >= 896 or max(batch, *counts) >= 1000:
             return "npu_rotary_mul takes widths under 896, batches and heads under 1000"
+        if pairs == INTERLEAVED and (
+            batch * max(counts) >= 1000 or (cos.dim() == 3 and cos.shape[0] > 1)
+        ):
+            return (
+                "npu_rotary_mul takes pairs of neighbours for cos and sin of all sequences, and "
+                "sequences times heads under 1000"
+            )
         from hf_kernel_patch.ops.rope.angles import scale_of
 
         scale = scale_of(cos, sin)

@@ -1,4 +1,4 @@
-"""rope in plain PyTorch: x cos + roll(x) sin, with the signs of the rotation put into sin once."""
+"""rope in plain PyTorch: x cos + swapped(x) sin, with the rotation's signs put into sin once."""
 
 from __future__ import annotations
 
@@ -6,43 +6,97 @@ from typing import Any
 
 import torch
 
+from hf_kernel_patch.ops.rope.shapes import (
+    ELEMENTS,
+    FIRST_HALF,
+    HALVES,
+    INTERLEAVED,
+    TO_HALVES,
+)
+
+#: Whether pairs are neighbours while they are rotated, and whether neighbours become halves before
+#: that, or halves neighbours after it.
+Order = tuple[bool, bool, bool]
+
 
 def rope(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
     cast: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
+    upcast: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As :func:`hf_kernel_patch.ops.rope.reference.rope`, with the bits of the original."""
+    given = torch.promote_types(cos.dtype, sin.dtype)
+    if upcast:
+        cos, sin = cos.float(), sin.float()
+    order = (pairs == INTERLEAVED, pairs == TO_HALVES, False)
+    cos, signed = _of_elements(cos, sin, order[0], angles)
+    cos, signed = cos.unsqueeze(unsqueeze_dim), signed.unsqueeze(unsqueeze_dim)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        to = x.dtype if cast else torch.promote_types(x.dtype, given)
+        return _turn(x, cos, signed, to, order)
+
+    return turned(q), None if k is None else turned(k)
+
+
+def _of_elements(
+    cos: torch.Tensor, sin: torch.Tensor, neighbours: bool, angles: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of each element, sin negated for the first of each pair."""
+    if angles == FIRST_HALF:
+        half = cos.shape[-1] // 2
+        cos, sin = cos[..., :half], sin[..., :half]
+    if angles != ELEMENTS:
+        return _joined(cos, cos, neighbours), _joined(-sin, sin, neighbours)
+    if neighbours:
+        return cos, _joined(-sin[..., 0::2], sin[..., 1::2], True)
     first, second = sin.chunk(2, dim=-1)
-    cos = cos.unsqueeze(unsqueeze_dim)
-    signed = torch.cat((-first, second), dim=-1).unsqueeze(unsqueeze_dim)
-    return _turn(q, cos, signed, _dtype(q, cos, cast)), _turn(k, cos, signed, _dtype(k, cos, cast))
+    return cos, _joined(-first, second, False)
 
 
-def _dtype(x: torch.Tensor, cos: torch.Tensor, cast: bool) -> torch.dtype:
-    return x.dtype if cast else torch.promote_types(x.dtype, cos.dtype)
+def _joined(first: torch.Tensor, second: torch.Tensor, neighbours: bool) -> torch.Tensor:
+    if neighbours:
+        return torch.stack((first, second), dim=-1).flatten(-2)
+    return torch.cat((first, second), dim=-1)
 
 
 def _turn(
-    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype
+    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, order: Order
 ) -> torch.Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Rotate.apply(x, cos, signed, dtype)
-    return _rotate(x, cos, signed, dtype)
+        out: torch.Tensor = _Rotate.apply(x, cos, signed, dtype, order)
+        return out
+    return _rotate(x, cos, signed, dtype, order)
 
 
 def _rotate(
-    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype
+    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, order: Order
 ) -> torch.Tensor:
     width = cos.shape[-1]
+    neighbours, to_halves, to_neighbours = order
     turned = x[..., :width] if width < x.shape[-1] else x
-    out = (turned * cos).add_(turned.roll(width // 2, -1) * signed)
+    if to_halves:
+        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    out, other = turned * cos, _swapped(turned, neighbours) * signed
+    out = out.add_(other) if out.dtype == other.dtype else out + other
+    if to_neighbours:
+        out = out.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
     if width < x.shape[-1]:
         out = torch.cat((out, x[..., width:]), dim=-1)
     return out.to(dtype)
+
+
+def _swapped(x: torch.Tensor, neighbours: bool) -> torch.Tensor:
+    """The other element of each pair."""
+    if neighbours:
+        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x.roll(x.shape[-1] // 2, -1)
 
 
 class _Rotate(torch.autograd.Function):
@@ -50,14 +104,21 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype
+        ctx: Any,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        signed: torch.Tensor,
+        dtype: torch.dtype,
+        order: Order,
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, signed)
-        ctx.dtype = x.dtype
-        return _rotate(x, cos, signed, dtype)
+        ctx.dtype, ctx.order = x.dtype, order
+        return _rotate(x, cos, signed, dtype, order)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         cos, signed = ctx.saved_tensors
-        back = signed.roll(cos.shape[-1] // 2, -1)
-        return _turn(grad, cos, back, ctx.dtype), None, None, None
+        neighbours, to_halves, to_neighbours = ctx.order
+        order = neighbours, to_neighbours, to_halves
+        back = _swapped(signed, neighbours)
+        return _turn(grad, cos, back, ctx.dtype, order), None, None, None, None

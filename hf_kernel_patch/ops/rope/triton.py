@@ -1,91 +1,49 @@
 """rope in Triton: q and k in one launch, out of place, and backward by the same kernel."""
 
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from hf_kernel_patch.ops.heads.triton import (
-    dense,
     empty,
-    heads,
     inner,
-    load,
-    load_halves,
-    place,
     plain_angles,
     plain_rows,
     power,
-    rows,
-    store,
     strides,
     tile,
-    turned,
     unit,
 )
 from hf_kernel_patch.ops.launch import Launch, launcher
-
-
-@triton.jit(
-    do_not_specialize=[
-        "tokens",
-        *("q_batch", "q_token", "q_head", "k_batch", "k_token", "k_head"),
-        *("cos_batch", "cos_token"),
-    ]
+from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE, rope_kernel
+from hf_kernel_patch.ops.rope.shapes import (
+    ELEMENTS,
+    FIRST_HALF,
+    HALVES,
+    INTERLEAVED,
+    PER_PAIR,
+    TO_HALVES,
+    as_usual,
+    shaped_as,
 )
-def _rope_kernel(
-    q,  # (B, S, QH, D) by strides
-    k,  # (B, S, KH, D) by strides
-    q_out,  # dense
-    k_out,
-    cos,  # (1 or B, 1 or S, R) by strides
-    sin,
-    tokens: tl.int32,  # S
-    q_batch: tl.int64,  # strides, multiples of UNIT
-    q_token: tl.int64,
-    q_head: tl.int64,
-    k_batch: tl.int64,
-    k_token: tl.int64,
-    k_head: tl.int64,
-    cos_batch: tl.int64,
-    cos_token: tl.int64,
-    QH: tl.constexpr,
-    KH: tl.constexpr,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    HALF: tl.constexpr,
-    TAIL: tl.constexpr,
-    INNER: tl.constexpr,
-    BACK: tl.constexpr,
-    UNIT: tl.constexpr,
-):
-    batch, t, group = place(tl.program_id(0), tokens, GROUPS, BLOCK_T)
-    qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
-    here = t < tokens
-    q_mask, k_mask = here & (qh < QH), here & (kh < KH)
-    q += rows(batch, t, qh, q_batch, q_token, q_head, UNIT)
-    k += rows(batch, t, kh, k_batch, k_token, k_head, UNIT)
-    angle = rows(batch, t, 0, cos_batch, cos_token, 0, UNIT)
-    q1, q2, q3 = load(q, q_mask, D, R, HALF, TAIL)
-    k1, k2, k3 = load(k, k_mask, D, R, HALF, TAIL)
-    cos1, cos2 = load_halves(cos + angle, here, R, HALF)
-    sin1, sin2 = load_halves(sin + angle, here, R, HALF)
-    q1, q2 = turned(q1, q2, cos1, cos2, sin1, sin2, BACK)
-    k1, k2 = turned(k1, k2, cos1, cos2, sin1, sin2, BACK)
-    q_out += dense(batch, t, qh, tokens, QH, D, INNER)
-    k_out += dense(batch, t, kh, tokens, KH, D, INNER)
-    store(q_out, q1, q2, q3, q_mask, D, R, HALF, TAIL)
-    store(k_out, k1, k2, k3, k_mask, D, R, HALF, TAIL)
+
+#: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, of the results, and of the
+#: angles. The last of the angles are half as wide as what is rotated.
+_WIDE = ONE + 1
+_PLACES = {
+    (HALVES, ELEMENTS): (IN_HALVES, IN_HALVES, IN_HALVES),
+    (HALVES, FIRST_HALF): (IN_HALVES, IN_HALVES, ONE),
+    (HALVES, PER_PAIR): (IN_HALVES, IN_HALVES, _WIDE),
+    (INTERLEAVED, ELEMENTS): (SIDE_BY_SIDE, SIDE_BY_SIDE, SIDE_BY_SIDE),
+    (INTERLEAVED, FIRST_HALF): (SIDE_BY_SIDE, SIDE_BY_SIDE, ONE),
+    (INTERLEAVED, PER_PAIR): (SIDE_BY_SIDE, SIDE_BY_SIDE, _WIDE),
+    (TO_HALVES, ELEMENTS): (SIDE_BY_SIDE, IN_HALVES, IN_HALVES),
+    (TO_HALVES, FIRST_HALF): (SIDE_BY_SIDE, IN_HALVES, ONE),
+    (TO_HALVES, PER_PAIR): (SIDE_BY_SIDE, IN_HALVES, _WIDE),
+}
 
 
 @cache
@@ -103,7 +61,7 @@ def _launcher(
     """
     *blocks, warps = tile(*heads, size, inner)
     static = (*heads, size, width, *blocks, power(width // 2), power(size - width), *options)
-    return launcher(_rope_kernel, static, warps), blocks[0], blocks[1]
+    return launcher(rope_kernel, static, warps), blocks[0], blocks[1]
 
 
 def _rotate(
@@ -116,10 +74,20 @@ def _rotate(
     k_dtype: torch.dtype,
     inner_out: bool,
     back: bool,
+    read: int,
+    written: int,
+    angles: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q and k turned by the angles in one launch, or ``back`` by the transpose of that."""
-    q_out, k_out = _results(q, k, cos, sin, unsqueeze_dim, q_dtype, k_dtype, inner_out, back)
-    batch, tokens, size = q.shape[0], q.shape[3 - unsqueeze_dim], q.shape[3]
+    """q and k turned by the angles in one launch, or ``back`` by the transpose of that.
+
+    The last three say where pairs are, as ``_PLACES`` does.
+    """
+    shape, k_heads = q.shape, k.shape[unsqueeze_dim]
+    batch, q_heads, tokens, size = shape
+    if unsqueeze_dim == 2:
+        q_heads, tokens = tokens, q_heads
+    q_out = empty(q, batch, tokens, q_heads, size, unsqueeze_dim, inner_out, q_dtype)
+    k_out = empty(q, batch, tokens, k_heads, size, unsqueeze_dim, inner_out, k_dtype)
     if not batch * tokens:
         return q_out, k_out
     q, k = plain_rows(q), plain_rows(k)
@@ -127,18 +95,29 @@ def _rotate(
     numbers = (*strides(q, unsqueeze_dim), *strides(k, unsqueeze_dim), *cos_strides)
     launch, groups, block = _launcher(
         (q.dtype, k.dtype, q_dtype, k_dtype, cos.dtype, sin.dtype),
-        (q.shape[unsqueeze_dim], k.shape[unsqueeze_dim]),
+        (q_heads, k_heads),
         size,
-        cos.shape[2],
+        cos.shape[2] if angles <= ONE else 2 * cos.shape[2],
         numbers[2] <= numbers[1],
-        *(inner_out, back, unit(*numbers)),
+        *(inner_out, back, read, written, min(angles, ONE), unit(*numbers)),
     )
     programs = batch * -(-tokens // block) * groups
     launch(programs, (q, k, q_out, k_out, cos, sin), (tokens, *numbers))
     return q_out, k_out
 
 
-def _results(
+_operator = torch.library.custom_op(
+    "hf_kernel_patch::rope",
+    _rotate,
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim, ScalarType q_dtype, "
+    "ScalarType k_dtype, bool inner_out, bool back, int read, int written, int angles) "
+    "-> (Tensor, Tensor)",
+)
+
+
+@_operator.register_fake
+def _fake(
     q: torch.Tensor,
     k: torch.Tensor,
     cos: torch.Tensor,
@@ -147,9 +126,8 @@ def _results(
     q_dtype: torch.dtype,
     k_dtype: torch.dtype,
     inner_out: bool,
-    back: bool,
+    *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """New tensors for q and k turned."""
     batch, tokens, size = q.shape[0], q.shape[3 - unsqueeze_dim], q.shape[3]
     q_heads, k_heads = q.shape[unsqueeze_dim], k.shape[unsqueeze_dim]
     return (
@@ -158,27 +136,22 @@ def _results(
     )
 
 
-_operator = torch.library.custom_op(
-    "hf_kernel_patch::rope",
-    _rotate,
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim, ScalarType q_dtype, "
-    "ScalarType k_dtype, bool inner_out, bool back) -> (Tensor, Tensor)",
-)
-
-
-_operator.register_fake(_results)
+def _transposed(q: torch.Tensor, k: torch.Tensor, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The options of the backward: what it reads lies as the results, what it writes as q."""
+    unsqueeze_dim, _, _, _, back, read, written, angles = options
+    lie = inner(q, unsqueeze_dim)
+    return unsqueeze_dim, q.dtype, k.dtype, lie, not back, written, read, angles
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Keep what the backward needs: the angles, not q and k, as the map is linear."""
-    q, k, cos, sin, unsqueeze_dim, _, _, _, back = inputs
+    q, k, cos, sin, *options = inputs
     ctx.save_for_backward(cos, sin)
-    ctx.options = unsqueeze_dim, q.dtype, k.dtype, inner(q, unsqueeze_dim), not back
+    ctx.options = _transposed(q, k, tuple(options))
 
 
 def _operator_backward(ctx: Any, *grads: torch.Tensor) -> Any:
-    return *_operator(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 7
+    return *_operator(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 10
 
 
 _operator.register_autograd(_operator_backward, setup_context=_remember)
@@ -188,37 +161,64 @@ class _RoPE(torch.autograd.Function):
     """The operator without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        _remember(ctx, inputs, None)
-        found = _rotate(*inputs)
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        options: tuple[Any, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(cos, sin)
+        ctx.options = _transposed(q, k, options)
+        found = _rotate(q, k, cos, sin, *options)
         frozen = [out for out, need in zip(found, ctx.needs_input_grad[:2]) if not need]
         ctx.mark_non_differentiable(*frozen)
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        turn = _RoPE.apply if torch.is_grad_enabled() else _rotate
-        return *turn(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 7
+        if torch.is_grad_enabled():
+            found = _RoPE.apply(*grads, *ctx.saved_tensors, ctx.options)
+        else:
+            found = _rotate(*grads, *ctx.saved_tensors, *ctx.options)
+        return *found, None, None, None
 
 
 def rope(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
     cast: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`hf_kernel_patch.ops.rope.reference.rope`, for q and k of four dimensions.
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
+    upcast: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`hf_kernel_patch.ops.rope.reference.rope`, for q and k of three or four dimensions.
 
-    Arithmetic is in float32 and rounds once. The results are dense and lie in memory as q does:
-    the heads of a token side by side, or the tokens of a head. The gradients of q and k lie as q.
+    Arithmetic is in float32 at all times and rounds once. The results are dense and lie in memory
+    as q does: the heads of a token side by side, or the tokens of a head. The gradients of q and k
+    lie as q.
     """
-    q_dtype = q.dtype if cast else torch.promote_types(q.dtype, cos.dtype)
-    k_dtype = k.dtype if cast else torch.promote_types(k.dtype, cos.dtype)
-    arguments = q, k, cos, sin, unsqueeze_dim, q_dtype, k_dtype, inner(q, unsqueeze_dim), False
+    if unsqueeze_dim < 1 or q.dim() != 4 or cos.dim() != 3:
+        arguments = as_usual(q, k, cos, sin, unsqueeze_dim)
+        return shaped_as(q, rope(*arguments, cast, pairs, angles, upcast))
+    if k is None:
+        none = [0 if dim == unsqueeze_dim else size for dim, size in enumerate(q.shape)]
+        out, _ = rope(q, q.new_empty(none), cos, sin, unsqueeze_dim, cast, pairs, angles, upcast)
+        return out, None
+    q_dtype, k_dtype = q.dtype, k.dtype
+    if not cast:
+        to = cos.dtype
+        if sin.dtype != to:
+            to = torch.promote_types(to, sin.dtype)
+        q_dtype, k_dtype = torch.promote_types(q_dtype, to), torch.promote_types(k_dtype, to)
+    lie = inner(q, unsqueeze_dim)
+    options = unsqueeze_dim, q_dtype, k_dtype, lie, False, *_PLACES[pairs, angles]
     if torch.compiler.is_compiling():
-        return _operator(*arguments)
+        return _operator(q, k, cos, sin, *options)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        return _RoPE.apply(*arguments)
-    return _rotate(*arguments)
+        return _RoPE.apply(q, k, cos, sin, options)
+    return _rotate(q, k, cos, sin, *options)
