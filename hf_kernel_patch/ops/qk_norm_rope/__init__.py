@@ -55,4 +55,6 @@ class CudaFusedQKNormRoPE(TritonKernel):
             return "the weights are not those of q's and k's rows"
         if not q.device == q_weight.device == k_weight.device:
             return "the tensors are on different devices"
+        if cos.dtype != sin.dtype:
+            return "cos and sin are of different dtypes"
         return why_not(q, k, cos, sin, 2)

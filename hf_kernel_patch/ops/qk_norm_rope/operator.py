@@ -20,6 +20,8 @@ from hf_kernel_patch.ops.heads.triton import (
 from hf_kernel_patch.ops.launch import Launch, launcher, processors, programs_for, shared_memory
 from hf_kernel_patch.ops.qk_norm_rope import reference
 from hf_kernel_patch.ops.qk_norm_rope.triton import backward_kernel, forward_kernel, sum_kernel
+from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE
+from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
 
 #: Of the backward: heads of q and k that one program takes at most (what it keeps of each fills
 #: the registers), warps on each multiprocessor, and the stages of the loops' pipelines.
@@ -32,6 +34,14 @@ SUM_ROWS = 64
 
 _TENSORS = "Tensor q, Tensor k, Tensor q_weight, Tensor k_weight"
 _OPTIONS = "float eps, Tensor cos, Tensor sin, int unsqueeze_dim, float offset, bool cast_first"
+_LAST, _DEFAULTS = "bool cast=False, int pairs=0, int angles=0", (False, IN_HALVES, IN_HALVES)
+#: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, and of the angles.
+_PLACES = {
+    (HALVES, ELEMENTS): (IN_HALVES, IN_HALVES),
+    (HALVES, FIRST_HALF): (IN_HALVES, ONE),
+    (INTERLEAVED, ELEMENTS): (SIDE_BY_SIDE, SIDE_BY_SIDE),
+    (INTERLEAVED, FIRST_HALF): (SIDE_BY_SIDE, ONE),
+}
 
 
 @cache
@@ -42,10 +52,7 @@ def _launcher(
     width: int,
     *options: Any,
 ) -> tuple[Launch, int]:
-    """What launches forward on tensors of these dtypes, and the groups that heads come in.
-
-    ``options`` are the kernel's last arguments.
-    """
+    """What launches forward, with the kernel's last arguments, and the groups of the heads."""
     groups, _, *blocks, warps = tile(*heads, size, True)
     static = (*heads, size, width, groups, *blocks, power(width // 2), power(size - width))
     return launcher(forward_kernel, (*static, *options), warps), groups
@@ -64,7 +71,7 @@ def _backward_launcher(
     most = HEADS_BACKWARD if width == size else HEADS_BACKWARD // 2
     groups, _, *blocks, warps = tile(*heads, size, True, most)
     static = (*heads, size, width, groups, *blocks, power(width // 2), power(size - width))
-    # A stage holds the rows of q and k and of their gradients.
+    # A stage holds the rows of q, k and their gradients.
     stage = 2 * sum(blocks) * power(size) * max(dtype.itemsize for dtype in dtypes[:4])
     stages = STAGES if (STAGES - 1) * stage + 4096 <= shared_memory(device) else 1
     launch = launcher(backward_kernel, (*static, *options, stages), warps, stages)
@@ -87,6 +94,9 @@ def _results(
     unsqueeze_dim: int,
     offset: float,
     cast_first: bool,
+    cast: bool = False,
+    pairs: int = IN_HALVES,
+    angles: int = IN_HALVES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """New tensors for the results, the heads of a token next to each other in memory."""
     batch, tokens, q_heads, size = q.shape
@@ -94,7 +104,8 @@ def _results(
     if cast_first:
         q_dtype = torch.promote_types(q_dtype, q_weight.dtype)
         k_dtype = torch.promote_types(k_dtype, k_weight.dtype)
-    q_dtype, k_dtype = (torch.promote_types(dtype, cos.dtype) for dtype in (q_dtype, k_dtype))
+    if not cast:
+        q_dtype, k_dtype = (torch.promote_types(dtype, cos.dtype) for dtype in (q_dtype, k_dtype))
     return (
         empty(q, batch, tokens, q_heads, size, unsqueeze_dim, True, q_dtype),
         empty(q, batch, tokens, k.shape[2], size, unsqueeze_dim, True, k_dtype),
@@ -109,13 +120,18 @@ def _forward(
     eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    *options: Any,
+    unsqueeze_dim: int,
+    offset: float,
+    cast_first: bool,
+    cast: bool = False,
+    pairs: int = IN_HALVES,
+    angles: int = IN_HALVES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    options = unsqueeze_dim, offset, cast_first, cast
     q_out, k_out = _results(q, k, q_weight, k_weight, eps, cos, sin, *options)
     batch, tokens, q_heads, size = q.shape
     if not batch * tokens:
         return q_out, k_out
-    _, offset, cast_first = options
     q, k = plain_rows(q), plain_rows(k)
     cos, sin, *cos_strides = plain_angles(cos, sin)
     numbers = (*strides(q, 2), *strides(k, 2), *cos_strides)
@@ -123,7 +139,7 @@ def _forward(
     launch, groups = _launcher(
         tuple(tensor.dtype for tensor in tensors),
         (q_heads, k.shape[2]),
-        *(size, cos.shape[2], unit(*numbers)),
+        *(size, cos.shape[2], pairs, angles, unit(*numbers)),
         *(eps, 0.0 if cast_first else offset, cast_first),
     )
     launch(batch * tokens * groups, tensors, (tokens, *numbers))
@@ -151,6 +167,8 @@ def _backward(
     unsqueeze_dim: int,
     offset: float,
     cast_first: bool,
+    pairs: int,
+    angles: int,
     weights: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of q and k, dense, and of their weights, which are zeros without ``weights``."""
@@ -169,7 +187,7 @@ def _backward(
         tuple(tensor.dtype for tensor in (*leaves, cos, sin)),
         q.device,
         (q_heads, k.shape[2]),
-        *(size, cos.shape[2], unit(*numbers)),
+        *(size, cos.shape[2], pairs, angles, unit(*numbers)),
         *(eps, 0.0 if cast_first else offset, weights),
     )
     blocks = batch * tokens * groups
@@ -187,15 +205,15 @@ _operator = torch.library.custom_op(
     "hf_kernel_patch::qk_norm_rope",
     _forward,
     mutates_args=(),
-    schema=f"({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)",
+    schema=f"({_TENSORS}, {_OPTIONS}, {_LAST}) -> (Tensor, Tensor)",
 )
 _operator.register_fake(_results)
 _backward_operator = torch.library.custom_op(
     "hf_kernel_patch::qk_norm_rope_backward",
     _backward,
     mutates_args=(),
-    schema=f"(Tensor grad_q, Tensor grad_k, {_TENSORS}, {_OPTIONS}, bool weights)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad_q, Tensor grad_k, {_TENSORS}, {_OPTIONS}, int pairs, int angles, "
+    "bool weights) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _backward_operator.register_fake(lambda *inputs: _gradients(*inputs[2:6]))
 
@@ -203,16 +221,18 @@ _backward_operator.register_fake(lambda *inputs: _gradients(*inputs[2:6]))
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     q, k, q_weight, k_weight, eps, cos, sin, *options = inputs
     ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin)
-    ctx.options = eps, *options
+    # cast, pairs and angles may be left out of a call of the operator.
+    ctx.eps, ctx.options = eps, (*options, *_DEFAULTS[len(options) - 3 :])
 
 
 def _differentiate(backward: Any, ctx: Any, grads: tuple[torch.Tensor, ...]) -> Any:
-    """The gradients of the ten inputs, by ``_backward`` or its operator."""
+    """The gradients of the thirteen inputs, by ``_backward`` or its operator."""
     *leaves, cos, sin = ctx.saved_tensors
-    eps, *options = ctx.options
+    *options, _, pairs, angles = ctx.options
     needed = ctx.needs_input_grad[:4]
-    found = backward(*grads, *leaves, eps, cos, sin, *options, needed[2] or needed[3])
-    return *(grad if need else None for grad, need in zip(found, needed)), *[None] * 6
+    places = pairs, angles, needed[2] or needed[3]
+    found = backward(*grads, *leaves, ctx.eps, cos, sin, *options, *places)
+    return *(grad if need else None for grad, need in zip(found, needed)), *[None] * 9
 
 
 _operator.register_autograd(
@@ -237,12 +257,14 @@ class _QKNormRoPE(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return _differentiate(_backward, ctx, grads)
         *leaves, cos, sin = ctx.saved_tensors
-        eps, *options = ctx.options
+        *options, pairs, angles = ctx.options
+        named = next(names for names, at in _PLACES.items() if at == (pairs, angles))
 
         def eager(q: Any, k: Any, q_weight: Any, k_weight: Any) -> Any:
-            return reference.qk_norm_rope(q, k, q_weight, k_weight, eps, cos, sin, *options)
+            given: Any = q, k, q_weight, k_weight, ctx.eps, cos, sin, *options, False, *named
+            return reference.qk_norm_rope(*given)
 
-        return *eager_gradients(eager, leaves, grads), *[None] * 6
+        return *eager_gradients(eager, leaves, grads), *[None] * 9
 
 
 def qk_norm_rope(
@@ -256,13 +278,18 @@ def qk_norm_rope(
     unsqueeze_dim: int = 1,
     offset: float = 0.0,
     cast_first: bool = True,
+    cast: bool = False,
+    upcast: bool = False,
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`hf_kernel_patch.ops.qk_norm_rope.reference.qk_norm_rope`.
 
-    Arithmetic is in float32; the norm rounds where the original does and the rotation once. The
-    results are dense, the heads of a token next to each other in memory.
+    Arithmetic is in float32, with or without ``upcast``; the norm rounds where the original does
+    and the rotation once. The results are dense, the heads of a token side by side in memory.
     """
-    arguments = q, k, q_weight, k_weight, eps, cos, sin, unsqueeze_dim, offset, cast_first
+    options = unsqueeze_dim, offset, cast_first, cast, *_PLACES[pairs, angles]
+    arguments = q, k, q_weight, k_weight, eps, cos, sin, *options
     if torch.compiler.is_compiling():
         return _operator(*arguments)
     leaves = arguments[:4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
+from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES
 from hf_kernel_patch.ops.rope.torch import rope
 
 
@@ -19,10 +20,14 @@ def qk_norm_rope(
     unsqueeze_dim: int = 1,
     offset: float = 0.0,
     cast_first: bool = True,
+    cast: bool = False,
+    upcast: bool = False,
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`hf_kernel_patch.ops.qk_norm_rope.reference.qk_norm_rope`, bit for bit."""
     q = rms_norm(q, q_weight, eps, offset, cast_first)
     k = rms_norm(k, k_weight, eps, offset, cast_first)
     if unsqueeze_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    return rope(q, k, cos, sin, unsqueeze_dim)
+    return rope(q, k, cos, sin, unsqueeze_dim, cast, pairs, angles, upcast)

@@ -7,40 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.heads.triton import (
-    dense,
-    heads,
-    load,
-    load_halves,
-    place,
-    rows,
-    store,
-    turned,
-)
-
-
-@triton.jit
-def _load_weight(
-    weight,
-    OFFSET: tl.constexpr,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    HALF: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """The weight of a row, in its three parts."""
-    w1, w2, w3 = load(weight, (tl.arange(0, 1) == 0)[:, None, None], D, R, HALF, TAIL)
-    return w1 + OFFSET, w2 + OFFSET, w3 + OFFSET
-
-
-@triton.jit
-def _store_sums(
-    out, s1, s2, s3, D: tl.constexpr, R: tl.constexpr, HALF: tl.constexpr, TAIL: tl.constexpr
-):
-    """The sums over tokens and heads, as one row."""
-    s1, s2, s3 = tl.sum(tl.sum(s1, 0), 0), tl.sum(tl.sum(s2, 0), 0), tl.sum(tl.sum(s3, 0), 0)
-    s1, s2, s3 = s1[None, None, :], s2[None, None, :], s3[None, None, :]
-    store(out, s1, s2, s3, (tl.arange(0, 1) == 0)[:, None, None], D, R, HALF, TAIL)
+from hf_kernel_patch.ops.heads.triton import dense, heads, place, rows, turned
+from hf_kernel_patch.ops.qk_norm_rope.triton_rows import load, load_weight, store, store_sums
+from hf_kernel_patch.ops.rope.triton_kernel import load_pairs
 
 
 @triton.jit
@@ -89,7 +58,7 @@ def _differentiated(x1, x2, x3, g1, g2, g3, w1, w2, w3, mask, D: tl.constexpr, E
     return d1, d2, d3, s1, s2, s3
 
 
-_STRIDES = [f"{name}_{axis}" for name in ("q", "k") for axis in ("batch", "token", "head")]
+_STRIDES = [f"{name}_{axis}" for name in "qk" for axis in ("batch", "token", "head")]
 _GRAD_STRIDES = [f"grad_{name}" for name in _STRIDES]
 _COS_STRIDES = ["cos_batch", "cos_token"]
 
@@ -122,6 +91,8 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
     HALF: tl.constexpr,
     TAIL: tl.constexpr,
+    PAIRS: tl.constexpr,  # where the pairs of q and k are, and of the angles
+    ANGLES: tl.constexpr,
     UNIT: tl.constexpr,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
@@ -134,12 +105,12 @@ def forward_kernel(
     angle = rows(batch, t, 0, cos_batch, cos_token, 0, UNIT)
     q_at = rows(batch, t, qh, q_batch, q_token, q_head, UNIT)
     k_at = rows(batch, t, kh, k_batch, k_token, k_head, UNIT)
-    q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL)
-    k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL)
-    cos1, cos2 = load_halves(cos + angle, here, R, HALF)
-    sin1, sin2 = load_halves(sin + angle, here, R, HALF)
-    w1, w2, w3 = _load_weight(q_weight, OFFSET, D, R, HALF, TAIL)
-    v1, v2, v3 = _load_weight(k_weight, OFFSET, D, R, HALF, TAIL)
+    q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL, PAIRS)
+    k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL, PAIRS)
+    cos1, cos2 = load_pairs(cos + angle, here, R, HALF, ANGLES)
+    sin1, sin2 = load_pairs(sin + angle, here, R, HALF, ANGLES)
+    w1, w2, w3 = load_weight(q_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
+    v1, v2, v3 = load_weight(k_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
     q1, q2, q3 = _normed(
         q1, q2, q3, w1, w2, w3, q.dtype.element_ty, q_weight.dtype.element_ty, D, EPS, CAST_FIRST
     )
@@ -150,8 +121,8 @@ def forward_kernel(
     k1, k2 = turned(k1, k2, cos1, cos2, sin1, sin2, False)
     q_out += dense(batch, t, qh, tokens, QH, D, True)
     k_out += dense(batch, t, kh, tokens, KH, D, True)
-    store(q_out, q1, q2, q3, q_mask, D, R, HALF, TAIL)
-    store(k_out, k1, k2, k3, k_mask, D, R, HALF, TAIL)
+    store(q_out, q1, q2, q3, q_mask, D, R, HALF, TAIL, PAIRS)
+    store(k_out, k1, k2, k3, k_mask, D, R, HALF, TAIL, PAIRS)
 
 
 @triton.jit(do_not_specialize=["blocks", "tokens", *_STRIDES, *_GRAD_STRIDES, *_COS_STRIDES])
@@ -192,14 +163,16 @@ def backward_kernel(
     BLOCK_K: tl.constexpr,
     HALF: tl.constexpr,
     TAIL: tl.constexpr,
+    PAIRS: tl.constexpr,  # where the pairs of q and k are, and of the angles
+    ANGLES: tl.constexpr,
     UNIT: tl.constexpr,
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     WEIGHTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    w1, w2, w3 = _load_weight(q_weight, OFFSET, D, R, HALF, TAIL)
-    v1, v2, v3 = _load_weight(k_weight, OFFSET, D, R, HALF, TAIL)
+    w1, w2, w3 = load_weight(q_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
+    v1, v2, v3 = load_weight(k_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
     q_share1 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
     q_share2 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
     q_share3 = tl.zeros([1, BLOCK_Q, TAIL], tl.float32)
@@ -216,20 +189,20 @@ def backward_kernel(
         k_at = rows(batch, t, kh, k_batch, k_token, k_head, UNIT)
         gq_at = rows(batch, t, qh, grad_q_batch, grad_q_token, grad_q_head, UNIT)
         gk_at = rows(batch, t, kh, grad_k_batch, grad_k_token, grad_k_head, UNIT)
-        q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL)
-        k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL)
-        g1, g2, g3 = load(grad_q + gq_at, q_mask, D, R, HALF, TAIL)
-        h1, h2, h3 = load(grad_k + gk_at, k_mask, D, R, HALF, TAIL)
-        cos1, cos2 = load_halves(cos + angle, here, R, HALF)
-        sin1, sin2 = load_halves(sin + angle, here, R, HALF)
+        q1, q2, q3 = load(q + q_at, q_mask, D, R, HALF, TAIL, PAIRS)
+        k1, k2, k3 = load(k + k_at, k_mask, D, R, HALF, TAIL, PAIRS)
+        g1, g2, g3 = load(grad_q + gq_at, q_mask, D, R, HALF, TAIL, PAIRS)
+        h1, h2, h3 = load(grad_k + gk_at, k_mask, D, R, HALF, TAIL, PAIRS)
+        cos1, cos2 = load_pairs(cos + angle, here, R, HALF, ANGLES)
+        sin1, sin2 = load_pairs(sin + angle, here, R, HALF, ANGLES)
         g1, g2 = turned(g1, g2, cos1, cos2, sin1, sin2, True)
         h1, h2 = turned(h1, h2, cos1, cos2, sin1, sin2, True)
         q1, q2, q3, g1, g2, g3 = _differentiated(q1, q2, q3, g1, g2, g3, w1, w2, w3, q_mask, D, EPS)
         k1, k2, k3, h1, h2, h3 = _differentiated(k1, k2, k3, h1, h2, h3, v1, v2, v3, k_mask, D, EPS)
         q_at = dense(batch, t, qh, tokens, QH, D, True)
         k_at = dense(batch, t, kh, tokens, KH, D, True)
-        store(dq + q_at, q1, q2, q3, q_mask, D, R, HALF, TAIL)
-        store(dk + k_at, k1, k2, k3, k_mask, D, R, HALF, TAIL)
+        store(dq + q_at, q1, q2, q3, q_mask, D, R, HALF, TAIL, PAIRS)
+        store(dk + k_at, k1, k2, k3, k_mask, D, R, HALF, TAIL, PAIRS)
         if WEIGHTS:
             q_share1, q_share2 = q_share1 + g1, q_share2 + g2
             k_share1, k_share2 = k_share1 + h1, k_share2 + h2
@@ -237,8 +210,8 @@ def backward_kernel(
                 q_share3, k_share3 = q_share3 + g3, k_share3 + h3
     if WEIGHTS:
         shares += tl.program_id(0).to(tl.int64) * (2 * D)
-        _store_sums(shares, q_share1, q_share2, q_share3, D, R, HALF, TAIL)
-        _store_sums(shares + D, k_share1, k_share2, k_share3, D, R, HALF, TAIL)
+        store_sums(shares, q_share1, q_share2, q_share3, D, R, HALF, TAIL, PAIRS)
+        store_sums(shares + D, k_share1, k_share2, k_share3, D, R, HALF, TAIL, PAIRS)
 
 
 @triton.jit(do_not_specialize=["programs"])

@@ -73,24 +73,123 @@ class Cases(nn.Module):
         z = self.norm(hidden_states=s)  # <- the norm takes the sum by keyword
         return s, z
 
-    def norm_with_a_second_output(self, x, y):
+    def norm_after_a_product(self, x, y):
         s = x + y
-        z, s = self.norm(s)  # <- the norm's result is not given one name
+        z = 2 * x * self.norm(s)  # <- other code runs between the sum and its norm
         return s, z
 
-    def norm_in_a_product(self, x, y):
+    def norm_after_a_call(self, x, y):
         s = x + y
-        z = self.norm(s) * 2  # <- the norm's result is not given one name
+        return self.mlp(s)(self.norm(s))  # <- other code runs between the sum and its norm
+
+    def norm_after_another(self, x, y):
+        s = x + y
+        z = self.mlp(self.other(x), self.norm(s))  # <- other code runs between the sum and its norm
         return s, z
 
-    def norm_returned(self, x, y):
+    def norm_in_one_case(self, x, y):
         s = x + y
-        return self.norm(s)  # <- the norm's result is not given one name
+        z = self.norm(s) if self.training else s  # <- other code runs between the sum and its norm
+        return s, z
 
-    def norm_to_an_attribute(self, x, y):
+    def norm_if_need_be(self, x, y):
         s = x + y
-        self.last = self.norm(s)  # <- the norm's result is not given one name
+        z = self.training and self.norm(s)  # <- other code runs between the sum and its norm
+        return s, z
+
+    def norm_called_later(self, x, y):
+        s = x + y
+        z = lambda: self.norm(s)  # <- other code runs between the sum and its norm
+        return s, z()
+
+    def norms_of_many(self, x, y):
+        s = x + y
+        z = [self.norm(s) for _ in y]  # <- other code runs between the sum and its norm
+        return s, z
+
+    def sum_changed_after_its_norm(self, x, y):
+        s = x + y
+        z = self.norm(s)  # <- s is changed in place after its norm
+        s += 1
+        return s, z
+
+    def sum_changed_by_its_norm(self, x, y):
+        s = x + y
+        s += self.norm(s)  # <- s is changed in place after its norm
         return s
+
+    def sum_written_into(self, x, y):
+        s = x + y
+        kept = s
+        z = self.norm(kept)  # <- kept is changed in place after its norm
+        kept[0] = z[0]
+        return s, z
+
+    def sum_scaled_in_place(self, x, y):
+        s = x + y
+        z = self.norm(s)  # <- s is changed in place after its norm
+        return s.mul_(2), z
+
+    def sum_changed_elsewhere_as_well(self, x, y):
+        s = x + y
+        if self.deep:
+            z = self.norm(s)  # <- s is changed in place after its norm
+        else:
+            z = s
+        s += 1
+        return s, z
+
+    def condition_of_the_sum(self, x, y):
+        s = x + y
+        if s.mean() > 0:  # <- the norm stands in another block than the sum
+            s = self.norm(s)
+        return s
+
+    def condition_named_after_the_sum(self, x, y):
+        s = x + y
+        deep = s
+        if deep is not None:  # <- the norm stands in another block than the sum
+            s = self.norm(s)
+        return s
+
+    def condition_in_the_sum(self, x, y):
+        s = x + (deep := y)
+        if deep is not None:  # <- the norm stands in another block than the sum
+            s = self.norm(s)
+        return s
+
+    def norm_in_the_other_case(self, x, y):
+        s = x + y
+        if self.deep:  # <- the norm stands in another block than the sum
+            z = s
+        else:
+            z = self.norm(s)
+        return s, z
+
+    def norm_late_under_a_condition(self, x, y):
+        s = x + y
+        if self.deep:  # <- the norm stands in another block than the sum
+            z = self.mlp(x)
+            s = self.norm(s)
+        return s
+
+    def sum_in_the_norm_with_an_option(self, x, y):
+        z = self.norm(x + y, residual=y)  # <- the norm takes more than the sum
+        return z
+
+    def sum_in_the_norm_by_keyword(self, x, y):
+        z = self.norm(hidden_states=x + y)  # <- the sum has no statement of its own
+        return z
+
+    def norm_before_the_sum(self, x, y):
+        y = self.norm(y)
+        x = x + y  # <- the norm comes before the sum (post-norm)
+        return x
+
+    def norm_before_the_sum_on_the_left(self, x, y):
+        y = self.norm(y)
+        x = y + x  # <- the norm comes before the sum (post-norm)
+        return x
 
     def norm_of_another_name(self, x, y):  # <~ no code that the rule residual_norm knows
         s = x + y
@@ -150,20 +249,9 @@ class Cases(nn.Module):
             s = layer(s)
         return s
 
-    def sum_in_the_norm(self, x, y):
-        z = self.norm(x + y)  # <- the sum has no statement of its own
-        return z
-
     def walrus(self, x, y):
         z = self.norm(s := x + y)  # <- the sum has no statement of its own
         return s, z
-
-    def in_a_lambda(self, x, y):
-        both = lambda: self.norm(x + y)  # <- the sum has no statement of its own
-        return both()
-
-    def in_a_comprehension(self, x, y):
-        return [self.norm(x + one) for one in y]  # <- the sum has no statement of its own
 
     def in_a_function_inside(self, x, y):
         def both():
