@@ -6,6 +6,7 @@ from hf_kernel_patch.recognition.known import Found, Known, Leaf, Rule, build, k
 from hf_kernel_patch.recognition.leaves import (
     experts,
     experts_decoding,
+    experts_gated,
     experts_interface,
     experts_list,
     norms,
@@ -31,6 +32,7 @@ __all__ = [
     "composed",
     "experts",
     "experts_decoding",
+    "experts_gated",
     "experts_interface",
     "experts_list",
     "gated_product",

@@ -10,37 +10,67 @@ _NAMES = {
     ("transformers.activations", "SiLUActivation"): "silu",
     ("transformers.activations", "GELUTanh"): "gelu_tanh",
     ("transformers.activations", "PytorchGELUTanh"): "gelu_tanh",
+    ("transformers.activations", "NewGELUActivation"): "gelu_tanh",
+    ("transformers.activations", "GELUActivation"): "gelu",
+    ("torch.nn.modules.activation", "GELU"): "gelu",
 }
 
 
-#: As far as they were asked for: the lookup costs half of what the names do.
-_by_class: dict[type, str] = {}
+#: Class -> its forward and the name, as far as they were asked for: the lookup costs half of what
+#: the names do.
+_by_class: dict[type, tuple[Any, str]] = {}
 
 
-def activation_of(module: Any) -> tuple[str, str | None]:
-    """("silu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it)."""
+def activation_of(module: Any, approximate: str | None = None) -> tuple[str, str | None]:
+    """("silu", "gelu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it).
+
+    ``approximate`` is the option that ``torch.nn.functional.gelu`` is called with, if any.
+    """
     kind = type(module)
-    # A dictionary that grows would be one of torch.compile's guards.
-    name = None if compiling() else _by_class.get(kind)
-    if name is None:
-        name = _NAMES.get((kind.__module__, kind.__qualname__), "")
-        if not compiling():
-            _by_class[kind] = name
+    if compiling():
+        name = _name_of(kind)
+    else:
+        forward = getattr(kind, "forward", None)
+        known = _by_class.get(kind)
+        if known is None or known[0] is not forward:
+            known = _by_class[kind] = forward, _name_of(kind)
+        name = known[1]
     if not name:
-        if _is_silu(module):
-            return "silu", None
+        if name := _function_of(module, approximate):
+            return name, None
         return "", f"the activation {type(module).__name__} has no fused form"
     if touched(module):
         return "", "a hook on the activation needs the original"
     if vars(module).get("inplace"):
         return "", "the activation works in place"
+    if name == "gelu" and vars(module).get("approximate", "none") != "none":
+        return "gelu_tanh", None
     return name, None
 
 
-def _is_silu(function: Any) -> bool:
-    return getattr(function, "__module__", "") == "torch.nn.functional" and (
-        getattr(function, "__name__", "") == "silu"
-    )
+def _name_of(kind: type) -> str:
+    """The name of what a class computes, or "": its forward may be somebody else's by now."""
+    home, forward = kind.__module__, getattr(kind, "forward", None)
+    theirs = getattr(forward, "__globals__", {}).get("__name__", "")
+    if theirs.partition(".")[0] != home.partition(".")[0]:
+        return ""
+    return _NAMES.get((home, kind.__qualname__), "")
+
+
+# As torch.compiler.assume_constant_result does: a dictionary that grows would be one of
+# torch.compile's guards.
+_name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _function_of(function: Any, approximate: str | None) -> str:
+    """The name of torch's own function that this is, or ""."""
+    name = getattr(function, "__name__", "")
+    if name == "silu":
+        own = getattr(function, "__module__", "") == "torch.nn.functional"
+        return name if own and approximate is None else ""
+    if name != "gelu" or getattr(function, "__module__", "") != "torch._C._nn":
+        return ""
+    return {None: "gelu", "none": "gelu", "tanh": "gelu_tanh"}.get(approximate, "")
 
 
 def touched(module: Any) -> bool:

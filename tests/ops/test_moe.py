@@ -27,7 +27,7 @@ from tests.tiny import ARCHITECTURES, TRANSFORMERS_5, error, modelling, tiny_con
 EXPERTS = 5
 #: Hidden size and width of an expert. Grouped products want rows of whole 16 bytes.
 ODD, EVEN = (61, 37), (64, 48)
-ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
 KNOWS_SENTINEL = Version(transformers.__version__) >= Version("5.18")
 #: name -> index (T, 2) of the experts; 5, their number, is another rank's.
 ROUTES: dict[str, list[list[int]]] = {
@@ -121,7 +121,11 @@ CASES = [
         for dtypes in ((F32, F32), (BF16, BF16), (BF16, F32), (F16, F32))
         for listed, sizes in ((False, ODD), (False, EVEN), (True, ODD))
     ),
-    *(case("several experts", (dtype, dtype), activation="gelu_tanh") for dtype in (F32, F16)),
+    *(
+        case("several experts", (dtype, dtype), activation=activation)
+        for activation in ("gelu_tanh", "gelu")
+        for dtype in (F32, F16)
+    ),
     *(
         case("several experts", (dtype, dtype), name=layout, layout=layout, sizes=EVEN)
         for dtype in (F32, BF16)

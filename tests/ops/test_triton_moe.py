@@ -42,7 +42,7 @@ CASES = (
         *(test_moe.case(SEVERAL, (F16, dtype), sizes=EVEN) for dtype in (F16, F32)),
         *(test_moe.case(route, listed=True) for route in (SEVERAL, "experts without tokens")),
         test_moe.case("experts of another rank", listed=True, sizes=EVEN),
-        test_moe.case(SEVERAL, activation="gelu_tanh"),
+        *(test_moe.case(SEVERAL, activation=name) for name in ("gelu_tanh", "gelu")),
         test_moe.case("one expert takes most", sizes=(32, 272)),
         test_moe.case(SEVERAL, name="transposed", layout="transposed"),
         *(

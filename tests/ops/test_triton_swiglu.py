@@ -26,12 +26,12 @@ from tests.tiny import error
 
 pytestmark = MARKS
 SWIGLU = here(CudaFusedSwiGLU)
-ACTIVATIONS = pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-#: The interpreter truncates to bf16.
+ACTIVATIONS = pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+#: The interpreter truncates to bf16; Phi3 and Qwen2 have the activations of the others.
 CASES = [
     case
     for case in cases_swiglu.CASES
-    if (GPU or "bf16" not in case.name) and "Phi3" not in case.name
+    if (GPU or "bf16" not in case.name) and not case.name.startswith(("Phi3", "Qwen2"))
 ]
 
 
@@ -66,7 +66,8 @@ def test_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
 @pytest.mark.parametrize("holds", [check_double_backward, check_saves_nothing])
 @ACTIVATIONS
 def test_autograd_holds(holds: Callable[..., None], activation: str) -> None:
-    flavour = "LlamaMLP" if activation == "silu" else "GemmaMLP"
+    flavours = {"silu": "LlamaMLP", "gelu_tanh": "GemmaMLP", "gelu": "MistralMLP"}
+    flavour = flavours[activation]
     holds(SWIGLU, cases_swiglu.case(flavour, (3, 7, 61)))
 
 
@@ -101,8 +102,9 @@ def test_few_elements_take_the_kernels_of_pytorch(
     monkeypatch.setattr(module, "SMALL", gate.numel())
     monkeypatch.setattr(module, "_launch", None)
     found = SWIGLU.load()(gate, up, activation)
-    # Roundings are at the same places: what differs is a last digit that another tanh tips.
-    assert (found != launched).float().mean() < 0.05
+    # Roundings are at the same places: what differs is a last digit that another tanh tips, or the
+    # erf of PyTorch on a CPU, which is no more precise than that far from zero.
+    assert (found != launched).float().mean() < (0.1 if activation == "gelu" else 0.05)
     assert error(found, launched) < 1e-4
 
 

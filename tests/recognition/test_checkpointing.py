@@ -30,9 +30,6 @@ LAYERS = 2
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 
 
-ROUTING = pytest.mark.xfail(strict=True, reason="the experts' routing stays in an attribute of ctx")
-
-
 class Checkpoints:
     """The checkpointed calls of a model's layers, and what each keeps for backward."""
 
@@ -135,7 +132,7 @@ def test_without_checkpoints_more_is_kept() -> None:
     assert max(kept[:LAYERS]) < min(kept[LAYERS:]) / 5
 
 
-@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param(NAMES[-1], marks=ROUTING)])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_kept_past_the_hooks_of_a_checkpoint(name: str) -> None:
     """As an autograd function would that has tensors elsewhere than in ``save_for_backward``."""
     model, _ = trained(name, use_reentrant=False)

@@ -10,6 +10,9 @@ from typing import Any
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
+#: Why most kernels leave experts with a ``reference.Gating``.
+OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
+
 
 @register_kernel
 class TorchFusedMoE(BaseKernel):
@@ -17,16 +20,22 @@ class TorchFusedMoE(BaseKernel):
     op = "moe"
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.moe.torch:moe"
+    #: Whether ``activation`` may be a ``reference.Gating``.
+    takes_gating = True
 
     @classmethod
     def refuse(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
         import torch
 
         if torch.is_autocast_enabled(hidden.device.type):
             return "autocast chooses the dtype of the products"
-        if any(one.dtype != hidden.dtype for one in _flat(gate_up, down)):
+        parts = _flat(gate_up, down)
+        if not isinstance(activation, str):
+            biases = (activation.gate_up_bias, activation.down_bias)
+            parts += [bias for bias in biases if bias is not None]
+        if any(one.dtype != hidden.dtype for one in parts):
             return "the hidden states and the experts differ in dtype"
         return _why_not_rows(hidden, index, weights)
 
@@ -55,8 +64,10 @@ class CudaFusedMoE(TritonKernel):
 
     @classmethod
     def refuse(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
+        if not isinstance(activation, str):
+            return OWN_GATE
         if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
             return why
         if any(
@@ -86,8 +97,10 @@ class NpuFusedMoE(BaseKernel):
 
     @classmethod
     def refuse(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: str
+        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
+        if not isinstance(activation, str):
+            return OWN_GATE
         if activation != "silu":
             return f"npu_swiglu computes silu, not {activation}"
         import torch
@@ -96,8 +109,6 @@ class NpuFusedMoE(BaseKernel):
         cast = torch.is_autocast_enabled("npu")
         if not cast and any(one.dtype != hidden.dtype for one in experts):
             return "the hidden states and the experts differ in dtype"
-        if not hidden.numel():
-            return "there is no token"
         if any(one.device != hidden.device or not one.is_contiguous() for one in experts):
             return "the experts are on another device or not contiguous"
         if len(down) > 1024 or any(size >= 65536 for one in experts for size in one.shape[-2:]):
@@ -115,7 +126,13 @@ def _flat(gate_up: Any, down: Any) -> list[Any]:
 
 
 def _why_not_rows(hidden: Any, index: Any, weights: Any) -> str | None:
-    """What transformers itself makes of other routes is its own affair, mostly an error."""
+    """Why these tokens and routes are for the original alone, or None.
+
+    Without a token some of its implementations give what needs no gradient and others do not; of
+    routes of other tokens some make an error.
+    """
+    if not hidden.numel():
+        return "there is no token"
     if index is not None and not hidden.shape[:1] == index.shape[:1] == weights.shape[:1]:
         return "the routes are of other tokens than the hidden states"
     return None

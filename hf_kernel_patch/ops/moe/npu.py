@@ -17,14 +17,9 @@ import torch_npu
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from hf_kernel_patch.ops.moe.grouped import Weights
 from hf_kernel_patch.ops.moe.reference import Down, GateUp
-from hf_kernel_patch.ops.moe.torch import (
-    Weights,
-    count_experts,
-    flattened,
-    plain_gradients,
-    products_of,
-)
+from hf_kernel_patch.ops.moe.torch import count_experts, flattened, plain_gradients, products_of
 
 #: Tensors that npu_grouped_matmul takes in one list.
 LISTED = 128
@@ -208,14 +203,14 @@ class _MoE(torch.autograd.Function):
         *experts: torch.Tensor,
     ) -> torch.Tensor:
         out, kept = _forward(hidden, weights, routing, experts)
-        ctx.save_for_backward(hidden, weights, *kept, *experts)
-        ctx.routing = routing
+        ctx.save_for_backward(hidden, weights, *kept, *routing[:2], *experts)
+        ctx.sizes = routing[2:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, weights, places, joined, rows, *experts = ctx.saved_tensors
-        routing = ctx.routing
+        hidden, weights, places, joined, rows, index, counts, *experts = ctx.saved_tensors
+        routing = _Routing(index, counts, *ctx.sizes)
         if torch.is_grad_enabled():
             again = plain_gradients(grad, hidden, routing.index, weights, "silu", experts)
             return again[0], again[2], None, *again[4:]

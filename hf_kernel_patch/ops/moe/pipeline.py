@@ -21,6 +21,7 @@ from hf_kernel_patch.ops.moe.stacks import (
 )
 from hf_kernel_patch.ops.moe.tiles import Tile, Tiles, choose
 from hf_kernel_patch.ops.moe.triton_routing import Plan, plan
+from hf_kernel_patch.ops.swiglu.triton import CODES
 
 #: Up to so many pairs for an expert, every pair reads its expert's weights by itself.
 FEW = 1
@@ -59,14 +60,14 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None, Plan | None]:
     """The output; gate and up of every row (P, 2 I) and the plan, where the backward needs them."""
     gate_up, down = stacks(experts)
-    sizes, silu = sizes_of(index, down), activation == "silu"
+    sizes, code = sizes_of(index, down), CODES[activation]
     out = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     if not sizes.pairs:
         return out, hidden.new_empty(0, 2 * sizes.width) if keep else None, None
     hidden, index, weights = hidden.contiguous(), index.contiguous(), weights.contiguous()
     inner = hidden.new_empty(sizes.pairs, sizes.width)
     if sizes.pairs <= FEW * sizes.experts and not keep and not gate_up.unit:
-        _few(hidden, index, weights, gate_up, down, inner, out, sizes, silu)
+        _few(hidden, index, weights, gate_up, down, inner, out, sizes, code)
         return out, None, None
     tiles = choose(hidden.device, hidden.dtype, sizes.pairs, sizes.experts)
     order = plan(index, sizes.experts, tiles.gate_up.m)
@@ -77,7 +78,7 @@ def forward(
         sizes.width,
         tiles.gate_up,
         (hidden, gate_up, inner if kept is None else kept, inner, order.pairs),
-        (sizes.width, sizes.hidden, sizes.top, silu, keep),
+        (sizes.width, sizes.hidden, sizes.top, code, keep),
     )
     rows = hidden.new_empty(sizes.pairs, sizes.hidden)
     _rows_times(inner, down, rows, order, tiles.down, turn=True)
@@ -94,13 +95,13 @@ def _few(
     inner: torch.Tensor,
     out: torch.Tensor,
     sizes: Sizes,
-    silu: bool,
+    code: int,
 ) -> None:
     """Two launches without rows sorted: a program for a pair, or a token, and some columns."""
     width, size = sizes.width, sizes.hidden
     common = (width, size, sizes.experts, sizes.top)
     n, k, warps = PAIR_INNER
-    static: tuple[Any, ...] = (*common, silu, n, min(k, _power(size)))
+    static: tuple[Any, ...] = (*common, code, n, min(k, _power(size)))
     launch = launcher_for(rowwise.pair_inner_kernel, dtypes_of(hidden, index), static, warps)
     blocks = sizes.pairs * -(-width // n)
     launch(blocks, (hidden, index, gate_up.weight, inner), (sizes.pairs,))
@@ -138,7 +139,7 @@ def backward(
     order = order or plan(index, sizes.experts, tiles.gate_up.m)
     with_kept = with_hidden or with_gate_up
     grad_kept, scaled, grad_weights = _inner_backward(
-        grad, weights, down, kept, order, tiles, sizes, activation == "silu",
+        grad, weights, down, kept, order, tiles, sizes, CODES[activation],
         (with_kept, with_down, with_weights),
     )  # fmt: skip
     grad_down = grad_gate_up = grad_hidden = None
@@ -177,7 +178,7 @@ def _inner_backward(
     order: Plan,
     tiles: Tiles,
     sizes: Sizes,
-    silu: bool,
+    code: int,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """The gradients of gate and up, inner times the routing weight, the gradient of the weights."""
@@ -198,12 +199,12 @@ def _inner_backward(
             sizes.width,
             tile,
             (grad, down, kept, weights, *places, order.pairs),
-            (sizes.width, sizes.hidden, sizes.top, silu, *wanted),
+            (sizes.width, sizes.hidden, sizes.top, code, *wanted),
             (tiles.part,),
         )
     elif with_scaled:
         m, n, warps = ACTIVATION
-        static = (sizes.width, sizes.experts, silu, m, n)
+        static = (sizes.width, sizes.experts, code, m, n)
         launch = launcher_for(rowwise.scaled_kernel, dtypes_of(kept, weights), static, warps)
         blocks = -(-sizes.pairs // m) * -(-sizes.width // n)
         launch(blocks, (kept, weights, places[1], order.pairs, order.ends), ())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.moe import reference
-from hf_kernel_patch.ops.moe.reference import Down, GateUp
-from hf_kernel_patch.ops.swiglu.torch import activate, activate_backward
-
-#: The weights of one product: stacked (E, N, K), or a list of E (N, K).
-Weights: TypeAlias = torch.Tensor | list[torch.Tensor]
+from hf_kernel_patch.ops.moe.gated import gated
+from hf_kernel_patch.ops.moe.grouped import Plan, Weights, plan_of, rows_times, takes_grouped
+from hf_kernel_patch.ops.moe.reference import Down, GateUp, Gating
+from hf_kernel_patch.ops.swiglu.reference import activate
+from hf_kernel_patch.ops.swiglu.torch import activate_backward
 
 
 def moe(
@@ -23,19 +23,22 @@ def moe(
     weights: torch.Tensor,
     gate_up: GateUp,
     down: Down,
-    activation: str = "silu",
+    activation: str | Gating = "silu",
 ) -> torch.Tensor:
     """As :func:`hf_kernel_patch.ops.moe.reference.moe`.
 
     Products are in hidden's dtype, the sum over a token's experts is in float32. In a list of
     experts, one that no token chose gets no gradient, as in the original.
     """
+    if not isinstance(activation, str):
+        assert isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor)
+        return gated(hidden, index, weights, gate_up, down, activation)
     experts = flattened(gate_up, down)
     if torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, weights, *experts)
     ):
         return _MoE.apply(hidden, index, weights, activation, *experts)
-    plan = _Plan(index, count_experts(experts))
+    plan = plan_of(index, count_experts(experts))
     return _forward(plan, hidden, weights, experts, activation, keep=False)[0]
 
 
@@ -60,73 +63,14 @@ def products_of(experts: Sequence[torch.Tensor]) -> list[Weights]:
     return [list(experts[start : start + count]) for start in range(0, 3 * count, count)]
 
 
-class _Plan:
-    """Which rows of the (token, expert) pairs, sorted by expert, belong to which expert.
-
-    ``order`` lists the pairs (T * K) by expert, those of no expert here left out; ``token`` is
-    their token; ``offsets`` (E,) int32 is the row after each expert's last one.
-    """
-
-    def __init__(self, index: torch.Tensor, experts: int):
-        flat = index.reshape(-1)
-        self.pairs = len(flat)
-        self.slots = index.shape[-1]
-        order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=experts)[:experts]
-        self.offsets = counts.cumsum(0, dtype=torch.int32)
-        rows = int(self.offsets[-1])
-        self.complete = rows == self.pairs
-        self.order = order if self.complete else order[:rows]
-        self.token = self.order // self.slots
-
-    def groups(self) -> list[tuple[int, int, int]]:
-        """(expert, first row, row after the last) of every expert that has a row."""
-        ends = self.offsets.tolist()
-        starts = [0, *ends[:-1]]
-        return [(e, s, t) for e, (s, t) in enumerate(zip(starts, ends, strict=True)) if t > s]
-
-    def combine(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """(rows, H) -> (T, H): the weighted sum of every token's rows, in float32 within."""
-        spread = rows.new_empty if self.complete else rows.new_zeros
-        pairs = spread((self.pairs, rows.shape[-1]))
-        pairs[self.order] = rows
-        pairs = pairs.view(-1, self.slots, rows.shape[-1])
-        if weights is None:
-            return pairs.sum(1)
-        if weights.dtype == rows.dtype:
-            return torch.bmm(weights.unsqueeze(1), pairs).squeeze(1)
-        return (pairs * weights.unsqueeze(-1)).sum(1).to(rows.dtype)
-
-
-def _grouped(*tensors: Any) -> bool:
-    """Whether torch's grouped product takes these tensors; it needs rows of whole 16 bytes."""
-    return hasattr(F, "grouped_mm") and all(
-        tensor.stride(-1) == 1
-        and tensor.stride(-2) * tensor.element_size() % 16 == 0
-        and tensor.data_ptr() % 16 == 0
-        for tensor in tensors
-    )
-
-
-def _rows_times(plan: _Plan, x: torch.Tensor, weights: Weights, turn: bool) -> torch.Tensor:
-    """Every row of x (rows, ...) times its expert's weight, transposed if ``turn``."""
-    if isinstance(weights, torch.Tensor) and _grouped(x, weights):
-        return F.grouped_mm(x, weights.mT if turn else weights, offs=plan.offsets)
-    out = x.new_empty((len(x), weights[0].shape[0 if turn else 1]))
-    for expert, start, end in plan.groups():
-        weight = weights[expert]
-        torch.mm(x[start:end], weight.t() if turn else weight, out=out[start:end])
-    return out
-
-
 def _weight_gradients(
-    plan: _Plan, left: torch.Tensor, right: torch.Tensor, weights: Weights
+    plan: Plan, left: torch.Tensor, right: torch.Tensor, weights: Weights
 ) -> list[torch.Tensor | None]:
     """left^T right over every expert's rows: one stacked tensor, or one for each that is used."""
     if isinstance(weights, torch.Tensor):
         if not weights.requires_grad:
             return [None]
-        if _grouped(left, right):
+        if takes_grouped(left, right):
             return [F.grouped_mm(left.t(), right, offs=plan.offsets)]
         out = torch.zeros_like(weights)
         for expert, start, end in plan.groups():
@@ -140,7 +84,7 @@ def _weight_gradients(
 
 
 def _forward(
-    plan: _Plan,
+    plan: Plan,
     hidden: torch.Tensor,
     weights: torch.Tensor,
     experts: Sequence[torch.Tensor],
@@ -150,9 +94,9 @@ def _forward(
     """The output, and gate and up of every row, each (rows, I), where the backward needs them."""
     *first, second = products_of(experts)
     x = hidden[plan.token]
-    gate, up = _halves([_rows_times(plan, x, weight, turn=True) for weight in first])
+    gate, up = _halves([rows_times(plan, x, weight, turn=True) for weight in first])
     inner = activate(gate, activation).mul_(up)
-    out = _rows_times(plan, inner, second, turn=True)
+    out = rows_times(plan, inner, second, turn=True)
     return plan.combine(out, weights), [gate, up] if keep else []
 
 
@@ -171,16 +115,16 @@ class _MoE(torch.autograd.Function):
         activation: str,
         *experts: torch.Tensor,
     ) -> torch.Tensor:
-        plan = _Plan(index, count_experts(experts))
+        plan = plan_of(index, count_experts(experts))
         out, kept = _forward(plan, hidden, weights, experts, activation, keep=True)
-        ctx.save_for_backward(hidden, index, weights, *kept, *experts)
-        ctx.plan, ctx.activation = plan, activation
+        ctx.save_for_backward(hidden, index, weights, *kept, *plan[:3], *experts)
+        ctx.sizes, ctx.activation = plan[3:], activation
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, index, weights, gate, up, *experts = ctx.saved_tensors
-        plan, activation = ctx.plan, ctx.activation
+        hidden, index, weights, gate, up, order, token, offsets, *experts = ctx.saved_tensors
+        plan, activation = Plan(order, token, offsets, *ctx.sizes), ctx.activation
         if torch.is_grad_enabled():
             return plain_gradients(grad, hidden, index, weights, activation, experts)
         needs_hidden, _, needs_weights, _, *needs_experts = ctx.needs_input_grad
@@ -190,7 +134,7 @@ class _MoE(torch.autograd.Function):
         grad_rows = grad[plan.token]
         row_weights = weights.reshape(-1)[plan.order].unsqueeze(-1).to(grad.dtype)
         # The gradient of inner before the routing weight, which gives the weight's own.
-        back = _rows_times(plan, grad_rows, second, turn=False)
+        back = rows_times(plan, grad_rows, second, turn=False)
         grad_weights = None
         if needs_weights:
             dot = (back * inner).sum(-1, dtype=torch.float32)
@@ -214,7 +158,7 @@ class _MoE(torch.autograd.Function):
         grad_hidden = None
         if needs_hidden:
             del x
-            rows = [_rows_times(plan, part, weight, turn=False) for part, weight in pairs]
+            rows = [rows_times(plan, part, weight, turn=False) for part, weight in pairs]
             grad_hidden = plan.combine(rows[0] if len(rows) == 1 else rows[0].add_(rows[1]))
         return grad_hidden, None, grad_weights, None, *first_grads, *last_grads
 

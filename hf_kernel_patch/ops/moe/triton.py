@@ -62,24 +62,26 @@ class _MoE(torch.autograd.Function):
         activation: str,
         *experts: torch.Tensor,
     ) -> torch.Tensor:
-        out, kept, ctx.order = forward(hidden, index, weights, experts, activation, keep=True)
-        ctx.save_for_backward(hidden, index, weights, kept, *experts)
-        ctx.activation = activation
-        ctx.used = _Used(ctx.order, experts) if len(experts) > 2 else None
+        out, kept, order = forward(hidden, index, weights, experts, activation, keep=True)
+        sorted_pairs = () if order is None else order[:4]
+        ends = () if order is None or len(experts) == 2 else (_to_host(order.ends),)
+        ctx.save_for_backward(hidden, index, weights, kept, *experts, *sorted_pairs, *ends)
+        ctx.activation, ctx.count = activation, len(experts)
+        ctx.tiles = None if order is None else order[4:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, index, weights, kept, *experts = ctx.saved_tensors
+        hidden, index, weights, kept, *rest = ctx.saved_tensors
+        experts, rest = rest[: ctx.count], rest[ctx.count :]
+        order = None if ctx.tiles is None else Plan(*rest[:4], *ctx.tiles)
         if torch.is_grad_enabled():
             hidden_weights = _again(grad, hidden, index, weights, experts, ctx.activation)
             return hidden_weights[0], None, hidden_weights[1], None, *hidden_weights[2:]
         needs = ctx.needs_input_grad
         needed = needs[0], needs[2], *_any(needs[4:])
-        found = backward(
-            grad, hidden, index, weights, experts, kept, ctx.order, ctx.activation, needed
-        )
-        parts = _split(found[2:], experts, needs[4:], ctx.used)
+        found = backward(grad, hidden, index, weights, experts, kept, order, ctx.activation, needed)
+        parts = _split(found[2:], experts, needs[4:], _used(order, rest[4:], len(experts)))
         return found[0], None, found[1], None, *parts
 
 
@@ -89,42 +91,48 @@ def _any(needs: Sequence[bool]) -> tuple[bool, bool]:
     return any(needs[:last]), any(needs[last:])
 
 
-class _Used:
-    """Which experts of a list some token chose, on its way to the host while the device works."""
+def _to_host(ends: torch.Tensor) -> torch.Tensor:
+    """Where experts' rows end, on its way to the host while the device works.
 
-    def __init__(self, order: Plan | None, experts: Sequence[torch.Tensor]):
-        self._all = [order is not None] * (len(experts) // 3)
-        self._ends: torch.Tensor | None = None
-        self._arrived: Any = None
-        if order is None:
-            return
-        if not order.ends.is_cuda:
-            self._ends = order.ends
-        elif not torch.cuda.is_current_stream_capturing():
-            waiting = torch.empty(order.ends.shape, dtype=order.ends.dtype, pin_memory=True)
-            self._ends = waiting.copy_(order.ends, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+    The very tensor where there is no way to go, or none in the capture of a CUDA graph.
+    """
+    if not ends.is_cuda or torch.cuda.is_current_stream_capturing():
+        return ends
+    waiting: Any = torch.empty(ends.shape, dtype=ends.dtype, pin_memory=True)
+    waiting.copy_(ends, non_blocking=True)
+    # With the tensor itself, so that one that a checkpoint computes again does not have it.
+    waiting.arrived = torch.cuda.Event()
+    waiting.arrived.record()
+    return waiting
 
-    def read(self) -> list[bool]:
-        """By expert; all of them where a CUDA graph is captured, none without tokens."""
-        if self._ends is None:
-            return self._all
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        ends = self._ends.tolist()
-        return [end > start for start, end in zip([0, *ends], ends, strict=False)]
+
+def _used(order: Plan | None, host: Sequence[torch.Tensor], experts: int) -> list[bool]:
+    """Which experts of a list some token chose; all of them in the capture of a CUDA graph.
+
+    ``host`` is what ``_to_host`` gave, or nothing for stacked experts, which are taken as a whole.
+    """
+    count = experts // 3
+    if not host or order is None:
+        return [order is not None] * count
+    ends = host[0]
+    if (arrived := getattr(ends, "arrived", None)) is not None:
+        arrived.synchronize()
+    elif order.ends.is_cuda and torch.cuda.is_current_stream_capturing():
+        return [True] * count
+    else:
+        ends = order.ends
+    rows = ends.tolist()
+    return [end > start for start, end in zip([0, *rows], rows, strict=False)]
 
 
 def _split(
-    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], used: _Used | None
+    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], chosen: Sequence[bool]
 ) -> Grads:
-    """The gradients of the flat experts; a list's are parts of the stacked ones."""
+    """The gradients of the flat experts; a list's, where chosen, are parts of the stacked ones."""
     gate_up, down = stacked
     if len(experts) == 2 or gate_up is down is None:
         return [gate_up, down] if len(experts) == 2 else [None] * len(experts)
     count = len(experts) // 3
-    chosen = [True] * count if used is None else used.read()
     width = experts[0].shape[0]
     parts: Grads = [None] * len(experts)
     for place, needed in enumerate(needs):
@@ -238,7 +246,7 @@ def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *_any(needs)]
     found = backward_operator(grad, hidden, index, weights, experts, kept, ctx.activation, needed)
     grads: Grads = [one if wanted else None for one, wanted in zip(found, needed)]
-    parts = _split(grads[2:], experts, needs, None)
+    parts = _split(grads[2:], experts, needs, [True] * len(experts))
     return grads[0], None, grads[1], parts, None, None
 
 

@@ -25,7 +25,7 @@ def activation_backward(
     here,
     column,
     WIDTH: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WITH_KEPT: tl.constexpr,
     WITH_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -38,7 +38,7 @@ def activation_backward(
     kind = kept.dtype.element_ty
     gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
     up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
-    activated, slope = value_and_slope(gate, SILU)
+    activated, slope = value_and_slope(gate, ACTIVATION)
     inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
     dot = tl.sum(back * inner, 1)
     if WITH_SCALED:
@@ -62,7 +62,7 @@ def _in_two(
     here,
     column,
     WIDTH: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WITH_KEPT: tl.constexpr,
     WITH_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -72,11 +72,11 @@ def _in_two(
     one, two = halves(back, BLOCK_M, SPAN // 2)
     dot = activation_backward(
         one, kept, grad_kept, scaled, share, rows, here, column,
-        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+        WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
     )  # fmt: skip
     return dot + activation_backward(
         two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
-        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+        WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _inner_backward(
     here,
     column,
     WIDTH: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WITH_KEPT: tl.constexpr,
     WITH_SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -102,22 +102,22 @@ def _inner_backward(
     if SPAN <= PART:
         return activation_backward(
             back, kept, grad_kept, scaled, share, rows, here, column,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
+            WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
     elif SPAN <= 2 * PART:
         return _in_two(
             back, kept, grad_kept, scaled, share, rows, here, column,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
+            WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
     else:
         one, two = halves(back, BLOCK_M, SPAN // 2)
         dot = _in_two(
             one, kept, grad_kept, scaled, share, rows, here, column,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+            WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
         )  # fmt: skip
         return dot + _in_two(
             two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
-            WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
+            WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
         )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def inner_backward_kernel(
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     TOP: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WITH_KEPT: tl.constexpr,
     WITH_SCALED: tl.constexpr,
     WITH_DOTS: tl.constexpr,
@@ -168,7 +168,7 @@ def inner_backward_kernel(
     share = tl.load(weights + pair, here, 0.0).to(tl.float32)
     dot = _inner_backward(
         back, kept, grad_kept, scaled, share, rows, here, column * BLOCK_N,
-        WIDTH, SILU, WITH_KEPT, WITH_SCALED, BLOCK_M, BLOCK_N, PART,
+        WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, BLOCK_N, PART,
     )  # fmt: skip
     if WITH_DOTS:
         tl.store(dots + pair.to(tl.int64) * COLUMNS + column, dot, here)

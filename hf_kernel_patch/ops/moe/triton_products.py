@@ -159,7 +159,7 @@ def gate_up_kernel(
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     TOP: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     KEEP: tl.constexpr,  # write gate and up
     LISTED: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
@@ -191,7 +191,7 @@ def gate_up_kernel(
     if KEEP:
         tl.store(kept + place * (2 * WIDTH) + n[None, :], gate, mask)
         tl.store(kept + place * (2 * WIDTH) + WIDTH + n[None, :], up, mask)
-    activated, _ = value_and_slope(gate.to(tl.float32), SILU)
+    activated, _ = value_and_slope(gate.to(tl.float32), ACTIVATION)
     activated = activated.to(kind).to(tl.float32) * up.to(tl.float32)
     tl.store(inner + place * WIDTH + n[None, :], activated.to(kind), mask)
 

@@ -45,7 +45,7 @@ def scaled_kernel(
     ends,
     WIDTH: tl.constexpr,
     E: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -57,7 +57,7 @@ def scaled_kernel(
     share = tl.load(weights + tl.load(pairs + rows, here, 0), here, 0.0).to(tl.float32)
     activation_backward(
         tl.zeros((BLOCK_M, BLOCK_N), tl.float32), kept, kept, scaled, share, rows, here, column,
-        WIDTH, SILU, False, True, BLOCK_M, BLOCK_N,
+        WIDTH, ACTIVATION, False, True, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def pair_inner_kernel(
     HIDDEN: tl.constexpr,
     E: tl.constexpr,
     TOP: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -97,7 +97,7 @@ def pair_inner_kernel(
         gate += tl.sum(one.to(tl.float32) * value, 1)
         up += tl.sum(two.to(tl.float32) * value, 1)
     kind = inner.dtype.element_ty
-    activated, _ = value_and_slope(gate.to(kind).to(tl.float32), SILU)
+    activated, _ = value_and_slope(gate.to(kind).to(tl.float32), ACTIVATION)
     activated = activated.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
     tl.store(inner + pair.to(tl.int64) * WIDTH + n, activated.to(kind), n < WIDTH)
 

@@ -16,12 +16,21 @@ def swiglu(
 
     Args:
         gate, up: (..., I), of one floating dtype.
-        activation: "silu", or "gelu_tanh" for the tanh approximation of GELU.
+        activation: "silu", "gelu", or "gelu_tanh" for the tanh approximation of GELU.
         dtype: of the arithmetic.
 
     Returns:
         (..., I) in gate's dtype.
     """
-    wide = gate.to(dtype)
-    activated = F.silu(wide) if activation == "silu" else F.gelu(wide, approximate="tanh")
-    return (activated * up.to(dtype)).to(gate.dtype)
+    return (activate(gate.to(dtype), activation) * up.to(dtype)).to(gate.dtype)
+
+
+def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    """The activation of that name of gate, a new tensor."""
+    if activation == "silu":
+        return F.silu(gate)
+    return F.gelu(gate, approximate=APPROXIMATE[activation])
+
+
+#: How torch's gelu computes the others.
+APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}

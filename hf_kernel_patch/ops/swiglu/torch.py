@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
+from hf_kernel_patch.ops.swiglu.reference import APPROXIMATE, activate
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
@@ -15,16 +15,11 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> to
     return _swiglu((gate, up), (activation,))
 
 
-def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
-    """silu or tanh-gelu of gate, a new tensor."""
-    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-
-
 def activate_backward(grad: torch.Tensor, gate: torch.Tensor, activation: str) -> torch.Tensor:
     """The gradient of gate, given that of its activation."""
     if activation == "silu":
         return torch.ops.aten.silu_backward(grad, gate)
-    return torch.ops.aten.gelu_backward(grad, gate, approximate="tanh")
+    return torch.ops.aten.gelu_backward(grad, gate, approximate=APPROXIMATE[activation])
 
 
 def _plain(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:

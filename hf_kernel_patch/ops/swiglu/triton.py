@@ -14,26 +14,47 @@ import triton.language as tl
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.launch import Launch, launcher
 from hf_kernel_patch.ops.swiglu import reference
-from hf_kernel_patch.ops.swiglu.torch import activate
+from hf_kernel_patch.ops.swiglu.reference import activate
 
 #: Elements that one program takes, and its warps.
 BLOCK = 2048
 WARPS = 4
 #: Up to so many elements PyTorch's two launches cost less of the host than one of Triton's.
 SMALL = 1 << 20
+#: The activations as the kernels know them.
+CODES = {"gelu_tanh": 0, "silu": 1, "gelu": 2}
 
 
 @triton.jit
-def value_and_slope(gate, SILU: tl.constexpr):
-    """The activation and its derivative, in float32.
+def _normal_cdf(x):
+    """The distribution function of the normal distribution, precise where it is small, too.
 
-    silu is gate s(gate), s the logistic function; the tanh form of gelu, 0.5 gate (1 + tanh(u)),
-    is gate s(2 u).
+    Beyond one it is that of erfc in Numerical Recipes (Press et al., 3rd edition, 6.2.2).
     """
-    if SILU:
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.5 * z)
+    p = -0.82215223 + t * 0.17087277
+    p = 0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * p))
+    p = 1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * p)))
+    tail = 0.5 * t * tl.exp(-z * z - 1.26551223 + t * p)
+    far = tl.where(x < 0.0, tail, 1.0 - tail)
+    return tl.where(z < 0.7071067811865476, 0.5 + 0.5 * tl.erf(x * 0.7071067811865476), far)
+
+
+@triton.jit
+def value_and_slope(gate, ACTIVATION: tl.constexpr):
+    """The activation of a code and its derivative, in float32.
+
+    silu is gate s(gate), s the logistic function; gelu is gate times the normal distribution's
+    function, and its tanh form, 0.5 gate (1 + tanh(u)), is gate s(2 u).
+    """
+    if ACTIVATION == 1:
         d = 1.0 + tl.exp(-gate)
         s = 1.0 / d
         return gate / d, s * (1.0 + gate * (1.0 - s))
+    elif ACTIVATION == 2:
+        cdf = _normal_cdf(gate)
+        return gate * cdf, cdf + gate * (0.3989422804014327 * tl.exp(-0.5 * gate * gate))
     else:
         square = gate * gate
         z = gate * (1.5957691216057308 + 0.07135481627260025 * square)
@@ -74,13 +95,13 @@ def _forward_kernel(
     up_row: tl.int64,
     WIDTH: tl.constexpr,
     UNIT: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     start, i, mask = _place(n, BLOCK, UNIT)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
-    activated, _ = value_and_slope(g, SILU)
+    activated, _ = value_and_slope(g, ACTIVATION)
     activated = activated.to(gate.dtype.element_ty).to(tl.float32)  # as the original rounds it
     tl.store(out + start + i, (activated * u).to(out.dtype.element_ty), mask)
 
@@ -98,14 +119,14 @@ def _backward_kernel(
     up_row: tl.int64,
     WIDTH: tl.constexpr,
     UNIT: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     start, i, mask = _place(n, BLOCK, UNIT)
     d = tl.load(grad + _offsets(start, i, grad_row, WIDTH, UNIT), mask).to(tl.float32)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
-    activated, slope = value_and_slope(g, SILU)
+    activated, slope = value_and_slope(g, ACTIVATION)
     tl.store(grad_gate + start + i, (d * u * slope).to(grad_gate.dtype.element_ty), mask)
     tl.store(grad_up + start + i, (d * activated).to(grad_up.dtype.element_ty), mask)
 
@@ -146,7 +167,7 @@ def _launcher(kernel: Any, dtypes: tuple[torch.dtype, ...], *static: Any) -> Lau
 
 
 def _launch(
-    kernel: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], silu: bool
+    kernel: Any, inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], code: int
 ) -> None:
     n = outputs[0].numel()
     if not n:
@@ -155,14 +176,14 @@ def _launch(
     bits = n
     for stride in row_strides:
         bits |= stride
-    static = width, 1 if bits & 7 else 8, silu
+    static = width, 1 if bits & 7 else 8, code
     launch = _launcher(kernel, (inputs[0].dtype, inputs[-1].dtype), *static)
     launch(-(-n // BLOCK), (*plain, *outputs), (n, *row_strides))
 
 
 def _forward(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    _launch(_forward_kernel, (gate, up), (out,), activation == "silu")
+    _launch(_forward_kernel, (gate, up), (out,), CODES[activation])
     return out
 
 
@@ -170,7 +191,7 @@ def _backward(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     found = _gradients(gate, up)
-    _launch(_backward_kernel, (grad, gate, up), found, activation == "silu")
+    _launch(_backward_kernel, (grad, gate, up), found, CODES[activation])
     return found
 
 

@@ -46,7 +46,7 @@ def _stacked(site: Site) -> Callable[..., Any]:
 
     def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
         tensors = hidden_states, top_k_index, top_k_weights
-        asked = "" if site.explicit else _asked_for(self)
+        asked = "" if site.explicit else asked_for(self)
         arguments, why_not = arguments_of(self, tensors, asked)
         if site.declines(*arguments, unless=why_not, module=self):
             return original(self, *tensors)
@@ -62,26 +62,43 @@ def arguments_of(
 
     Nothing is read of experts that are not for us, for whatever reason.
     """
-    why_not = why_not or _why_not_plain(experts)
+    why_not = why_not or why_not_plain(experts)
     if why_not:
         return (), why_not
     activation, why_not = activation_of(getattr(experts, "act_fn", None))
     return (*tensors, experts.gate_up_proj, experts.down_proj, activation), why_not
 
 
-def _asked_for(experts: Any) -> str:
+def asked_for(experts: Any) -> str:
     """Whose experts the user has asked for, where they are neither the default's nor ours."""
-    asked = getattr(getattr(experts, "config", None), "_experts_implementation", None)
+    asked = implementation_of(experts)
     if asked in (None, "grouped_mm", NAME):
         return ""
     return f"experts_implementation={asked!r} was asked for"
 
 
-def _why_not_plain(experts: Any) -> str | None:
+def implementation_of(experts: Any) -> Any:
+    """The name of the implementation that transformers runs, None where it has no choice."""
+    return getattr(getattr(experts, "config", None), "_experts_implementation", None)
+
+
+def _reported(experts: Any) -> str:
+    """As ``asked_for``, for the report: transformers keeps no trace of an explicit default."""
+    if implementation_of(experts) == "grouped_mm":
+        return TAKEN
+    return asked_for(experts)
+
+
+def why_not_plain(experts: Any) -> str | None:
     """Why these stacked experts are not the plain ones."""
     for name, plain in _PLAIN_LAYOUT.items():
         if getattr(experts, name, plain) != plain:
             return f"experts with {name}={not plain}"
+    return why_not_default_gate(experts)
+
+
+def why_not_default_gate(experts: Any) -> str | None:
+    """Why experts' gate is not that of transformers' grouped products, or None."""
     gate = vars(experts).get("_apply_gate") or getattr(type(experts), "_apply_gate", None)
     if gate is not None:
         from transformers.integrations import moe
@@ -91,6 +108,8 @@ def _why_not_plain(experts: Any) -> str | None:
     return None
 
 
+#: What the report of one model says of the default, which "auto" takes the place of.
+TAKEN = "in place of grouped_mm: whether it was asked for or is the default cannot be seen"
 #: The name of ours among the implementations that transformers knows.
 NAME = "hf_kernel_patch"
 # Instance attributes of transformers 5 that describe the layout, with the values of this form.
@@ -111,7 +130,7 @@ register(
             _STACKED.format(classes=n): _stacked
             for n in ("self.num_experts", "self.num_experts + 1")
         },
-        leaves=_asked_for,
+        leaves=_reported,
     )
 )
 register(

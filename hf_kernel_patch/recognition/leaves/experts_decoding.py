@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_kernel_patch.recognition.known import Leaf, register
+from hf_kernel_patch.recognition.leaves.experts import why_not_plain
 from hf_kernel_patch.recognition.site import Site
 
 _TOLD = (
@@ -48,18 +49,26 @@ def _optimize_model_for_decode(self):
 
 
 def _decoding(site: Site) -> Callable[..., Any]:
-    """No switch, which would pass for a choice of the user's: the default stays in force."""
+    """No switch, which would pass for a choice of the user's: the default stays in force.
+
+    Unless the model has experts that are left to the default, which is the better for a switch.
+    """
     original = site.original
 
     @contextmanager
     def _optimize_model_for_decode(self: Any) -> Iterator[None]:
-        if site.in_force(self):
+        if site.in_force(self) and not any(_is_left(module) for module in self.modules()):
             yield
             return
         with original(self):
             yield
 
     return _optimize_model_for_decode
+
+
+def _is_left(module: Any) -> bool:
+    """Whether a module is experts of another layout than the plain one, or with their own gate."""
+    return hasattr(module, "_apply_gate") and why_not_plain(module) is not None
 
 
 register(

@@ -1,0 +1,148 @@
+"""Stacked experts of transformers 5 with a gate of their own, biases or transposed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hf_kernel_patch.recognition.known import Adapter, Leaf, register
+from hf_kernel_patch.recognition.leaves import experts_gated_code as code
+from hf_kernel_patch.recognition.leaves.experts import (
+    asked_for,
+    implementation_of,
+    why_not_default_gate,
+)
+from hf_kernel_patch.recognition.site import Site
+
+#: Why most kernels leave them.
+OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
+
+
+class _Layout(NamedTuple):
+    """What the code of some experts computes.
+
+    Attributes:
+        gate: the attribute that stands between their products.
+        first: the attribute with the weights of the first product.
+        default: whether the gate has to be the default one, since the loop has it written out.
+        biased, transposed, normed: whether there are biases, the weights are (E, in, out), and
+            ``post_expert_norm`` follows.
+        wide: whether the loop computes in float32, whatever the weights are in.
+    """
+
+    gate: str = "_apply_gate"
+    first: str = "gate_up_proj"
+    default: bool = False
+    biased: bool = False
+    transposed: bool = False
+    normed: bool = False
+    wide: bool = False
+
+    @property
+    def attributes(self) -> dict[str, bool]:
+        """What instances of transformers say of it."""
+        return {
+            "has_gate": self.first == "gate_up_proj",
+            "has_bias": self.biased,
+            "is_transposed": self.transposed,
+            "has_post_expert_norm": self.normed,
+        }
+
+    def weights(self, experts: Any) -> tuple[Any, ...]:
+        """The op's arguments after the tensors."""
+        from hf_kernel_patch.ops.moe.reference import Gating
+
+        gating = Gating(
+            getattr(experts, self.gate),
+            getattr(experts, f"{self.first}_bias") if self.biased else None,
+            experts.down_proj_bias if self.biased else None,
+            self.transposed,
+            experts.post_expert_norm if self.normed else None,
+        )
+        return getattr(experts, self.first), experts.down_proj, gating
+
+
+def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
+    """(experts, tensors) -> what the experts give."""
+    original, moe = site.original, site.op
+    attributes = layout.attributes
+    takes_gating = getattr(site.kernel, "takes_gating", False)
+
+    def why_not_these(experts: Any, tensors: tuple[Any, ...]) -> str | None:
+        if not site.explicit and (reason := _left(experts)):
+            return reason
+        if not takes_gating:
+            return OWN_GATE
+        if any(one is None for one in tensors):
+            return "there are no routes"
+        for name, plain in attributes.items():
+            if getattr(experts, name, plain) != plain:
+                return f"experts with {name}={not plain}"
+        if layout.wide and implementation_of(experts) == "eager" and tensors[0].element_size() < 4:
+            return "the original computes in float32"
+        return why_not_default_gate(experts) if layout.default else None
+
+    def forward(experts: Any, tensors: tuple[Any, ...]) -> Any:
+        why_not = why_not_these(experts, tensors)
+        arguments = () if why_not else (*tensors, *layout.weights(experts))
+        if site.declines(*arguments, unless=why_not, module=experts):
+            return original(experts, *tensors)
+        return moe(*arguments)
+
+    return forward
+
+
+def _left(experts: Any) -> str:
+    """Why "auto" leaves experts as they are now to the original."""
+    if implementation_of(experts) == "grouped_mm":
+        return "grouped_mm is as fast"
+    return asked_for(experts)
+
+
+def _chosen(**layout: Any) -> Adapter:
+    def adapter(site: Site) -> Callable[..., Any]:
+        run = _forward(site, _Layout(**layout))
+
+        def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+            return run(self, (hidden_states, top_k_index, top_k_weights))
+
+        return forward
+
+    return adapter
+
+
+def _routed(**layout: Any) -> Adapter:
+    def adapter(site: Site) -> Callable[..., Any]:
+        run = _forward(site, _Layout(**layout))
+
+        def forward(
+            self: Any, hidden_states: Any, router_indices: Any = None, routing_weights: Any = None
+        ) -> Any:
+            return run(self, (hidden_states, router_indices, routing_weights))
+
+        return forward
+
+    return adapter
+
+
+_CLASSES = ("self.num_experts", "self.num_experts + 1")
+
+register(
+    Leaf(
+        "moe.gated",
+        "moe",
+        {
+            **{code.APPLIED.format(classes=n): _chosen() for n in _CLASSES},
+            **{
+                code.UNGATED.format(classes=n): _chosen(gate="act_fn", first="up_proj")
+                for n in _CLASSES
+            },
+            code.SUMMED_IN_FLOAT32: _chosen(),
+            code.TRANSPOSED: _chosen(default=True, transposed=True),
+            code.NORMED: _chosen(default=True, normed=True),
+            code.BIASED: _routed(biased=True, transposed=True),
+            code.IN_FLOAT32: _routed(biased=True, transposed=True, wide=True),
+        },
+        leaves=_left,
+    )
+)
