@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils.operations import recursively_apply
+from torch.nn.parallel.distributed import _find_tensors, _tree_flatten_with_rref
 from torch.utils import _pytree as pytree
 
 import hf_kernel_patch
 from tests.tiny import tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
+
+
+def walked(output: Any) -> list[torch.Tensor]:
+    """The tensors of an output, as DistributedDataParallel finds them."""
+    return list(_find_tensors(output))
+
+
+def matched(output: Any) -> Any:
+    match output:
+        case {"logits": found}:
+            return found
 
 
 READS: dict[str, Callable[[Any], Any]] = {
@@ -30,6 +45,19 @@ READS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda output: dict(output)["logits"],
     "unpacked": lambda output: {**output}["logits"],
     "a copy": lambda output: copy.copy(output).logits,
+    "a copy by its method": lambda output: output.copy()["logits"],
+    "items": lambda output: next(value for name, value in output.items() if name == "logits"),
+    "values": lambda output: list(output.values())[1],
+    "vars": lambda output: vars(output)["logits"],
+    "attributes": lambda output: output.__dict__["logits"],
+    "star": lambda output: [*output.to_tuple()][1],
+    "fields": lambda output: [getattr(output, one.name) for one in dataclasses.fields(output)][1],
+    "replaced": lambda output: dataclasses.replace(output).logits,
+    "matched": matched,
+    "leaves": lambda output: pytree.tree_leaves(output)[1],
+    "mapped": lambda output: pytree.tree_map(lambda one: one, output).logits,
+    "updated": lambda output: {"logits": None, **output}["logits"],
+    "of another": lambda output: type(output)(output)["logits"],
 }
 
 
@@ -42,7 +70,11 @@ def test_every_way_of_reading_gives_the_real_logits_once(
     found = READS[read](inside)
     assert type(found) is torch.Tensor
     assert torch.equal(found, eager.logits)
-    assert found.requires_grad
+    for name in ("requires_grad", "is_leaf", "shape", "dtype", "device", "layout"):
+        assert getattr(found, name) == getattr(eager.logits, name)
+    assert type(found.grad_fn) is type(eager.logits.grad_fn)
+    assert list(vars(inside)) == list(vars(eager))
+    assert type(list(OrderedDict.values(inside))[1]) is torch.Tensor  # nothing stands in any more
     for again in READS.values():
         assert torch.equal(again(inside), eager.logits)
     assert made == [True]
@@ -92,7 +124,7 @@ def test_frameworks_look_at_them_cast_and_detach_without_computing(
     pair: tuple[Any, Any], made: list[bool]
 ) -> None:
     inside, eager = pair
-    (stand_in,) = (value for name, value in inside.items() if name == "logits")
+    stand_in = walked(inside)[1]
     assert isinstance(stand_in, torch.Tensor)
     assert torch.is_tensor(stand_in)
     assert stand_in.shape == eager.logits.shape
@@ -102,12 +134,14 @@ def test_frameworks_look_at_them_cast_and_detach_without_computing(
     assert stand_in.dtype is torch.float32
     assert stand_in.device == eager.logits.device
     assert torch.is_floating_point(stand_in)
-    assert not stand_in.requires_grad
+    assert stand_in.requires_grad
+    assert not stand_in.is_leaf
+    assert not stand_in.detach().requires_grad
     later = stand_in.detach().to(torch.float64).float()
     assert later.dtype is torch.float32
-    leaves, spec = pytree.tree_flatten(inside)
+    leaves, spec, _ = _tree_flatten_with_rref(inside)
     assert any(leaf is stand_in for leaf in leaves)
-    mapped = pytree.tree_map_only(torch.Tensor, lambda x: x.detach(), inside)
+    mapped = recursively_apply(lambda x: x.detach(), inside)
     assert type(mapped) is type(inside)
     assert made == []
     assert torch.equal(later, eager.logits)
@@ -137,7 +171,7 @@ def test_a_stand_in_is_the_tensor_in_any_use(
     use: Callable[[Any], Any], pair: tuple[Any, Any]
 ) -> None:
     inside, eager = pair
-    stand_in = dict(inside.items())["logits"]
+    stand_in = walked(inside)[1]
     found, expected = use(stand_in), use(eager.logits)
     assert type(found) is type(expected)
     for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
@@ -172,14 +206,27 @@ def test_gathering_as_data_parallel_does_it(pair: tuple[Any, Any]) -> None:
 def test_a_pickle_and_a_deep_copy_are_of_the_original_class(pair: tuple[Any, Any]) -> None:
     inside, eager = pair
     with torch.no_grad():
-        plain = type(inside)(
-            loss=inside.loss.detach(), logits=dict(inside.items())["logits"].detach()
-        )
+        plain = type(inside)(loss=inside.loss.detach(), logits=walked(inside)[1].detach())
         for found in (pickle.loads(pickle.dumps(plain)), copy.deepcopy(plain)):
             assert type(found) is type(eager)
             assert torch.equal(found.logits, eager.logits)
             assert torch.equal(vars(found)["logits"], eager.logits)
     assert b"hf_kernel_patch" not in pickle.dumps(plain)
+
+
+def test_a_whole_output_as_a_dictionary(made: list[bool]) -> None:
+    model, found = tiny_model("llama").train(), []
+    with torch.no_grad():
+        for include in (None, LOSS):
+            with hf_kernel_patch.patched(include, models="llama"):
+                output = model(tokens(), labels=tokens(), use_cache=False)
+            found.append((dataclasses.asdict(output), dataclasses.astuple(output)))
+    (eager, plain), (inside, ours) = found
+    assert list(inside) == list(eager)
+    for one, other in ((inside["logits"], eager["logits"]), (ours[1], plain[1])):
+        assert type(one) is type(other)
+        assert torch.equal(one, other)
+    assert made == [True]
 
 
 def test_an_output_can_be_written_to(pair: tuple[Any, Any], made: list[bool]) -> None:

@@ -83,23 +83,43 @@ def loss_by(
         bias = None if bias is None else bias.detach()
     targets = shifted(labels, shift_labels, options.ignore_index).to(hidden.device)
     divisor = items(targets, num_items_in_batch, options.ignore_index)
-    # Of several divisors, which nobody hands out, there are as many losses.
-    several = isinstance(divisor, torch.Tensor) and divisor.numel() != 1
-    single: Any = 1.0 if several else divisor
+    apart = isinstance(divisor, torch.Tensor) and _apart(divisor)
+    single: Any = 1.0 if apart else divisor
     if not isinstance(single, torch.Tensor):
         single = torch.full((), single, dtype=torch.float32, device=hidden.device)
     with torch.autocast(kind, enabled=False):
         run = _Loss.apply if operator is None else operator
         arguments = hidden.flatten(0, -2), weight, bias, targets, single.float().reshape(())
         loss, sums = run(*arguments, backend, options)
-    if several:
+    if apart:
         loss = loss / divisor
+    elif single.is_floating_point() and single.dtype is not torch.float32:
+        loss = _by(single, loss, sums)
     elif single.dim():  # else there would be a view, of which FSDP2 warns
         loss = loss.reshape(single.shape)
     if not options.metrics:
         return loss
     counted = (targets != options.ignore_index).sum()
     return loss, Metrics(sums[1] / counted, sums[2] / counted)
+
+
+def _apart(divisor: torch.Tensor) -> bool:
+    """Whether it divides the sum by itself: there are as many losses, or they are rounded.
+
+    A tensor with dimensions makes half precision of a float32, and so of its gradient.
+    """
+    half = divisor.is_floating_point() and divisor.itemsize < 4
+    return divisor.numel() != 1 or (half and divisor.dim() > 0)
+
+
+def _by(divisor: torch.Tensor, loss: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """The loss in the dtype and shape that PyTorch gives a float32 divided by this divisor."""
+    exact = sums[0] / divisor
+    loss = loss.to(exact.dtype).reshape(exact.shape)
+    if loss.dtype is not torch.float32:
+        with torch.no_grad():
+            loss.copy_(exact)
+    return loss
 
 
 class _Loss(torch.autograd.Function):

@@ -17,6 +17,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+None_ = None
 add_rms_norm = swiglu = qk_norm_rope = fused_loss = 2  # names that the rules would take
 
 
@@ -215,6 +216,124 @@ class ResidualNorm(nn.Module):
         z = self.norm(s)
         return s, z
 
+    def norm_returned(self, x, y):
+        s = x + y
+        return self.norm(s)
+
+    def norm_in_a_call(self, x, y):
+        x = x + self.mlp(self.pre_ffn_layernorm(x))
+        x = x + self.mlp(self.norm(x))
+        return x
+
+    def norm_in_a_call_by_name(self, x, y):
+        s = y + x
+        kept = s
+        z = kept + self.mlp(input=self.norm(s))
+        return z
+
+    def norm_in_a_product(self, x, y):
+        s = x + y
+        z = self.scale * (
+            # first
+            self.norm(
+                s
+            ) * x
+        )
+        return s, z
+
+    def norm_taken_apart(self, x, y):
+        s = x + y
+        z, w = self.norm(s)
+        return s, z, w
+
+    def norm_among_others(self, x, y):
+        s = x + y
+        return [s, -self.norm(s)[0], self.mlp(y)], self.mlp(s)
+
+    def norm_to_an_attribute(self, x, y):
+        s = x + y
+        self.last = self.norm(s)
+        return s, self.last
+
+    def norm_added_in_place(self, x, y):
+        z = self.mlp(x)
+        s = x + y
+        z += self.norm(s)
+        return s, z
+
+    def norm_added(self, x, y):
+        s = x + y
+        z = s + self.norm(s)
+        z = z + self.norm(z)
+        return s, z
+
+    def sum_in_place_before(self, x, y):
+        s = self.mlp(x)
+        s += 1
+        s = s + y
+        z = self.norm(s)
+        s = self.mlp(s)
+        s += 1
+        return s, z
+
+    def sum_in_the_norm(self, x, y):
+        return self.mlp(self.norm(
+            x  # and
+            + y
+        ))
+
+    def sums_in_norms(self, x, y):
+        z = self.norm(self.pre_ffn_layernorm(x + y) + y)
+        return z
+
+    def sum_in_the_norm_of_a_lambda(self, x, y):
+        both = lambda z: self.norm(x + z)
+        return both(y)
+
+    def sums_in_norms_of_many(self, x, y):
+        return [self.norm(x + one) for one in (x, y)]
+
+    def sum_in_the_norm_in_a_function(self, x, y):
+        def both(z):
+            return self.norm(x + z)
+
+        return both(y)
+
+    def on_some_paths(self, x, y):
+        found = []
+        for deep in (True, False):
+            s = x + y
+            kept = s
+            if deep:
+                # as most do
+                z = s
+                s = self.norm(z)
+            found += [s, kept]
+        return found
+
+    def on_some_paths_by_attributes(self, x, y):
+        found = []
+        for self.deep in ("deep", None, "flat"):
+            s = x + y
+            if (
+                self.deep is not None
+                and not self.deep == "flat"
+            ):
+                z = self.mlp(self.norm(s))
+            elif self.deep is None:
+                z = s + 1
+            else:
+                s[0] = 0
+                z = self.mlp(s)
+            found += [s, z]
+        return found
+
+    def on_some_paths_annotated(self, x, y):
+        for flat in (True, False):
+            s: torch.Tensor = x + y  # the sum
+            if not flat: s = self.norm(s)
+        return s
+
 
 class GatedProduct(nn.Module):
     def __init__(self):
@@ -222,6 +341,9 @@ class GatedProduct(nn.Module):
         self.act_fn, self.act, self.__act = ACT2FN["silu"], nn.SiLU(), nn.SiLU()
         self.activation_fn, self.hidden_act = nn.SiLU(), ACT2FN["gelu_pytorch_tanh"]
         self.act_relu, self.act_in_place = nn.ReLU(), nn.SiLU(inplace=True)
+        self.silu, self.erf_gelu, self.activation_func = F.silu, nn.GELU(), nn.GELU(approximate="tanh")
+        self.act_new, self.act_erf, self.dropout = ACT2FN["gelu_new"], ACT2FN["gelu"], nn.Dropout(0.0)
+        self.act_none = None
         self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
 
     def plain(self, x, y):
@@ -340,9 +462,161 @@ class GatedProduct(nn.Module):
         swiglu_ = x
         return self.act_fn(x) * y + swiglu_ * swiglu
 
+    def other_names(self, x, y):
+        return self.silu(x) * y + self.erf_gelu(x) * y + self.activation_func(x) * y
+
+    def other_gelus(self, x, y):
+        return y * self.act_new(x) - self.act_erf(x) * y
+
+    def functional_gelu(self, x, y):
+        return F.gelu(x) * y + y * nn.functional.gelu(x)
+
+    def functional_gelu_by_tanh(self, x, y):
+        up, gate = self.up_proj(x), self.gate_proj(y)
+        return up * F.gelu(gate, approximate="tanh") + F.gelu(gate, approximate="none") * up
+
+    def functional_gelu_at_length(self, x, y):
+        return (
+            F.gelu(
+                x,  # the gate
+                approximate="tanh",
+            )
+            * y
+        )
+
+    def dropped_out(self, x, y):
+        return self.down_proj(self.dropout(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+    def clamped(self, x, y):
+        limit = 1.5
+        return self.act_fn(x.clamp(max=limit)) * y.clamp(min=-limit, max=limit)
+
+    def gate_up_split(self, x, y):
+        gate, up = torch.cat([x, y], -1).split(8, dim=-1)
+        return up * self.activation_fn(gate)
+
+    def gate_up_sliced(self, x, y):
+        gate_up = torch.cat([x, y], -1)
+        return self.silu(gate_up[..., :8]) * gate_up[..., 8:]
+
+    def w1_w3(self, x, y):
+        w1, w2, w3 = self.gate_proj, self.down_proj, self.up_proj
+        return w2(F.silu(w1(x)) * w3(x))
+
+    def named(self, x, y):
+        hidden_gelu = self.act_new(self.gate_proj(x))
+        hidden_linear = self.up_proj(x)
+        hidden_states = hidden_gelu * hidden_linear
+        hidden_states = self.dropout(hidden_states)
+        return self.down_proj(hidden_states)
+
+    def named_other_way(self, x, y):
+        gate = self.act_fn(self.gate_proj(x))
+        return self.down_proj(self.up_proj(x) * gate)
+
+    def named_three_times(self, x, y):
+        gate = self.gate_proj(x)
+        up = self.up_proj(y)
+        gate = self.act(gate)
+        up = gate * up
+        gate = up + 1
+        return gate, up
+
+    def named_as_the_product(self, x, y):
+        x = self.act_fn(x)
+        x = x * y
+        return self.down_proj(x) + x
+
+    def named_at_length(self, x, y):
+        gate: torch.Tensor = (
+            self.act_fn(  # active
+                x
+            )
+        )
+        if y is None:
+            y = x
+        up = self.up_proj(
+            y
+        )
+
+        return (
+            up
+            * gate  # and times
+        )
+
+    def named_continued(self, x, y):
+        é = self.act_fn(x); "€"; z = 2 * (y \
+            * é)
+        return z
+
+    def named_functional(self, x, y):
+        gate = F.silu(x)
+        return gate * self.up_proj(y)
+
+    def named_by_tanh(self, x, y):
+        gate = F.gelu(x, approximate="tanh")
+        return gate * y
+
+    def named_on_one_path(self, x, y):
+        if x is not None:
+            x = self.act_fn(x)
+            x = x * y
+        else:
+            x = x + 1
+        return x
+
+    def named_in_a_loop(self, x, y):
+        for layer in (self.gate_proj, self.up_proj):
+            gate = layer(x)
+            gate = self.act_fn(gate)
+            x = gate * y
+        return x
+
+    def named_twice(self, x, y):
+        a = self.act_fn(x)
+        b = self.act(y)
+        return a * b
+
+    def two_of_them_named(self, x, y):
+        a = self.act_fn(x)
+        b = self.act(y)
+        z = a * self.up_proj(y)
+        return z + b * self.gate_proj(x)
+
+    def named_and_nested(self, x, y):
+        gate = self.act_fn(self.act(x) * y)
+        return self.act(gate * y) * x
+
+    def named_weight(self, x, y):  # <= gate and up differ in dtype or shape
+        gate = self.act_fn(x)
+        scale = y[:1, :1]
+        return gate * scale
+
+    def named_relu(self, x, y):  # <= the activation ReLU has no fused form
+        gate = self.act_relu(x)
+        up = self.up_proj(y)
+        return gate * up
+
+    def named_scalar(self, x, y):  # <= a factor is no tensor
+        gate = self.act_fn(x)
+        scale = 1.5
+        return scale * gate
+
     def a_scalar(self, x, y):  # <= a factor is no tensor
         scale = 1.5
         return self.act_fn(x) * scale
+
+    def none_at_all(self, x, y):  # <= a factor is no tensor
+        try:
+            return self.act_fn(x) * None_
+        except TypeError:
+            return x
+
+    def no_activation(self, x, y):  # <= the activation NoneType has no fused form
+        try:
+            return self.act_none(x) * y
+        except TypeError:
+            return x
 
     def a_weight(self, x, y):  # <= gate and up differ in dtype or shape
         scale = y[:1, :1]
@@ -362,6 +636,7 @@ class QkNormRope(nn.Module):
         super().__init__()
         self.q_norm, self.k_norm, self.__norm = (LlamaRMSNorm(8) for _ in range(3))
         self.q_proj, self.k_proj = nn.Linear(16, 16), nn.Linear(16, 8)
+        self.with_norms, self.without_norms = True, False
         for parameter in self.parameters():
             nn.init.normal_(parameter)
 
@@ -510,6 +785,197 @@ class QkNormRope(nn.Module):
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         return q, k, qk_norm_rope_ * qk_norm_rope
 
+    def norms_after_the_transposes(self, q, k, cos, sin):
+        q = self.q_norm(q.transpose(1, 2))
+        k = self.k_norm(k.transpose(1, 2))
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def norms_after_the_transposes_in_steps(self, q, k, cos, sin):
+        query_states = q.transpose(1, 2)
+        key_states = k.transpose(1, 2)
+        query_states = self.q_norm(query_states)
+        key_states = self.k_norm(
+            key_states  # of the heads
+        )
+        query_states, key_states = apply_rotary_pos_emb(
+            query_states, key_states, cos,
+            sin
+        )
+        return query_states, key_states
+
+    def norms_before_the_transposes(self, q, k, cos, sin):
+        q = self.q_norm(q)
+        k = self.k_norm(k)
+        v = cos + 1
+        q = q.transpose(1, 2)
+        k = k.transpose(
+            2, 1
+        )
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k, v
+
+    def norms_before_the_transposes_each(self, q, k, cos, sin):
+        q = self.q_norm(q)
+        q = q.transpose(1, 2)
+        k = self.k_norm(k).transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def of_halves(self, q, k, cos, sin):
+        both = torch.cat((q, k), 2)
+        q, k = both.split([2, 1], dim=2)
+        q, gate = torch.chunk(torch.cat((q, 2 * q), -1), 2, dim=-1)
+        q = self.q_norm(q.transpose(1, 2))
+        k = self.k_norm(k.transpose(1, 2))
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q * gate.transpose(1, 2), k
+
+    def angles_in_the_call(self, q, k, cos, sin):
+        q = self.q_norm(q).transpose(1, 2)
+        k = self.k_norm(k).transpose(1, 2)
+        angles = {"cos": cos}
+        q, k = apply_rotary_pos_emb(q, k, angles["cos"][..., :8], sin if sin is not None else cos)
+        return q, k
+
+    def norms_asked_for(self, q, k, cos, sin):
+        if self.with_norms:  # some have none
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def norms_not_asked_for(self, q, k, cos, sin):  # <= the norms of q and k are not asked for
+        if self.without_norms:
+            k = self.k_norm(k)
+            q = self.q_norm(q)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def norms_asked_for_after_the_transposes(self, q, k, cos, sin):
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        v = k * 2
+        if (
+            self.with_norms
+            if cos is not None
+            else self.without_norms
+        ):
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+            v = self.k_norm(v)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k, v
+
+    def norms_not_asked_for_after_the_transposes(self, q, k, cos, sin):  # <= the norms of q and k are not asked for
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        if self.without_norms:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def norms_asked_for_twice(self, q, k, cos, sin):
+        a, b = k * 2, q * 3
+        if self.with_norms:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        if self.q_proj is not None:
+            a = self.q_norm(a)
+            b = self.k_norm(b)
+        a = a.transpose(1, 2)
+        b = b.transpose(1, 2)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        a, b = apply_rotary_pos_emb(a, b, cos, sin)
+        return q, k, a, b
+
+    def whole_norms_asked_for_before(self, q, k, cos, sin):
+        if self.without_norms:
+            q = self.q_norm(q.flatten(2))
+            k = self.k_norm(k.flatten(2))
+        q = q.view(*q.shape[:2], -1, 8)
+        k = k.view(*k.shape[:2], -1, 8)
+        if self.with_norms:
+            q = self.q_norm(q)
+            k = self.k_norm(k)
+        q = q.transpose(1, 2)
+        k = k.transpose(1, 2)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        return q, k
+
+    def rotary_on_some_paths(self, q, k, cos, sin):
+        found = []
+        for local in (True, False):
+            a = self.q_norm(q).transpose(1, 2)
+            b = self.k_norm(k).transpose(1, 2)
+            if local:
+                # with positions
+                angles = cos, sin
+                cos, sin = angles
+                a, b = apply_rotary_pos_emb(a, b, cos, sin)
+            found += [a, b]
+        return found
+
+    def rotary_on_some_paths_after_the_transposes(self, q, k, cos, sin):
+        found = []
+        for window in (None, 0, 4):
+            b = self.k_norm(k.transpose(1, 2))
+            a = self.q_norm(q.transpose(1, 2))
+            v = q if window is None else k
+            if window is None or window > 3:
+                a, b = apply_rotary_pos_emb(a, b, cos, sin)
+            found += [a, b, v]
+        return found
+
+    def rotary_on_some_paths_or_else(self, q, k, cos, sin):
+        found = []
+        for local in (True, False):
+            a = self.q_norm(q).transpose(1, 2)
+            b = self.k_norm(k).transpose(1, 2)
+            if local if cos is not None else False:
+                a, b = apply_rotary_pos_emb(a, b, cos, sin)
+            elif k is None:
+                a = b
+            else:
+                a, b = a * 2, b * 3
+            found += [a, b]
+        return found
+
+    def rotary_and_norms_on_some_paths(self, q, k, cos, sin):
+        found = []
+        for local in (True, False):
+            a = q * 1
+            b = k * 1
+            if self.with_norms:
+                a = self.q_norm(a)
+                b = self.k_norm(b)
+            a = a.transpose(1, 2)
+            b = b.transpose(1, 2)
+            if local:
+                a, b = apply_rotary_pos_emb(a, b, cos, sin)
+            found += [a, b]
+        return found
+
+    def rotary_on_some_paths_without_norms(self, q, k, cos, sin):  # <= the norms of q and k are not asked for
+        found = []
+        for local in (True, False):
+            a = q.transpose(1, 2)
+            b = k.transpose(1, 2)
+            if self.without_norms:
+                a = self.q_norm(a)
+                b = self.k_norm(b)
+            if local:
+                a, b = apply_rotary_pos_emb(a, b, cos, sin)
+            found += [a, b]
+        return found
+
     def positional(self, q, k, /, cos, sin):
         q = self.q_norm(q).transpose(1, 2)
         k = self.k_norm(k).transpose(1, 2)
@@ -517,12 +983,30 @@ class QkNormRope(nn.Module):
         return q, k
 
 
-class HeadLoss(nn.Module):
+class Softcap(nn.Module):
+    def __init__(self, softcap: float):
+        super().__init__()
+        self.softcap = softcap
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(hidden_states / self.softcap) * self.softcap
+
+
+class Configured(nn.Module):
+    def get_decoder(self):
+        return self.config
+
+
+class HeadLoss(Configured):
     def __init__(self):
         super().__init__()
         self.lm_head, self.output = nn.Linear(8, 16, bias=False), nn.Linear(8, 16)
         self.scale, self.loss_function = 0.5, ForCausalLMLoss
-        self.config = SimpleNamespace(return_dict=True, vocab_size=16, cap=3.0, none=None)
+        self.logit_softcap, self.soft_cap, self.inside = Softcap(2.0), nn.Tanh(), nn.Module()
+        self.logit_scale = nn.Parameter(torch.tensor(0.5))
+        self.heads = nn.ModuleList(nn.Linear(8, 16) for _ in range(2))
+        self.inside.lm_head = nn.Linear(8, 16, bias=False)
+        self.config = SimpleNamespace(return_dict=True, vocab_size=16, cap=3.0, none=None, known=13)
 
     def plain(self, x, labels):
         logits = self.lm_head(x)
@@ -685,6 +1169,248 @@ class HeadLoss(nn.Module):
         fused_loss_ = fused_loss
         logits = self.lm_head(x)
         loss = self.loss_function(logits, labels, 16) * fused_loss_
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def upcast(self, x, labels):
+        logits = self.lm_head(x).float()
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def upcast_between(self, x, labels):
+        logits = self.lm_head(x)
+        logits = logits.float()
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def dense(self, x, labels):
+        logits = self.lm_head(x).contiguous()
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def multiplied_at_once(self, x, labels):
+        logits = self.lm_head(x) * self.scale
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def multiplied_from_the_left(self, x, labels):
+        logits = 2 * self.scale * self.lm_head(
+            x  # the states
+        ) / 3.0
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def cast_before_and_after(self, x, labels):
+        logits = self.lm_head(x.to(self.lm_head.weight.dtype)).float()
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def upcast_and_capped(self, x, labels):
+        logits = self.lm_head(x)
+        if self.config.cap is not None:
+            # in float32
+            logits = logits.float() / self.config.cap
+            logits = torch.tanh(logits)
+            logits = logits * self.config.cap
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def always_capped(self, x, labels):
+        logits = self.lm_head(x)
+        logits = logits * self.scale
+
+        logits = logits / self.config.cap
+        logits = torch.tanh(logits)
+        logits = logits * self.config.cap
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_in_one_line(self, x, labels):
+        logits = self.lm_head(x)
+        cap = self.config.cap
+        logits = nn.functional.tanh(logits / cap) * cap
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_by_a_method(self, x, labels):
+        logits = self.lm_head(x)
+        logits = (logits / self.config.cap).tanh() * self.config.cap
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_by_a_module(self, x, labels):
+        logits = self.lm_head(x).float()
+        logits = self.logit_softcap(logits)
+        loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_by_another_module(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x)
+        logits = self.soft_cap(logits)
+        logits = logits * 2
+        loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_by_a_walrus(self, x, labels):
+        logits = self.lm_head(x)
+        if (cap := self.get_decoder().cap) is not None:
+            logits = logits / cap
+            logits = torch.tanh(logits)
+            logits = logits * cap
+        loss = self.loss_function(logits, labels, self.get_decoder().vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def capped_by_a_local_name(self, x, labels):
+        logits = self.lm_head(x)
+        config = self.get_decoder()
+        cap = getattr(config, "cap", None)
+        if cap is not None:
+            logits = logits / cap
+            logits = torch.tanh(logits)
+            logits = logits * cap
+        loss = self.loss_function(logits, labels, config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def scaled_after_the_cap(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x)
+        logits = torch.tanh(logits / 3) * 3
+        logits = logits * 2
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def another_cap(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x)
+        logits = torch.tanh(logits / 3) * 4
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def only_tanh(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x).tanh()
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def scaled_by_a_weight(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x)
+        logits = logits * self.logit_scale
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def scaled_by_none(self, x, labels):
+        logits = self.lm_head(x)
+        if self.config.none is not None:
+            logits = logits * self.config.none
+        elif self.config.cap is not None:
+            logits = logits / self.config.cap
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def without_the_padding(self, x, labels):
+        logits = self.lm_head(x)
+        known = self.config.known
+        if known is not None and known < logits.shape[-1]:
+            logits = logits[..., :known]
+        loss = self.loss_function(logits=logits, labels=labels % 13, vocab_size=logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def without_more_than_there_is(self, x, labels):
+        logits = self.output(x)
+        logits = logits[..., :100]
+        loss = self.loss_function(logits, labels, logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def without_the_last(self, x, labels):  # <= logits changed in a way that the op does not know
+        logits = self.lm_head(x)
+        logits = logits[..., :-3]
+        loss = self.loss_function(logits, labels % 13, logits.shape[-1])
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def of_a_list_of_heads(self, x, labels):
+        step = 1
+        logits = self.heads[step](x)
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def of_a_module_inside(self, x, labels):
+        logits = self.inside.lm_head(x)
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def labels_moved(self, x, labels):
+        logits = self.lm_head(x)
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device)
+            loss = self.loss_function(logits, labels.contiguous(), 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def labels_of_one_column(self, x, labels):
+        labels = labels[..., None]
+        logits = self.lm_head(x)
+        if labels is not None:
+            first = labels[:, :, 0]
+            loss = self.loss_function(logits=logits, labels=first, vocab_size=16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def labels_that_are_shifted(self, x, labels, shift_labels=None):
+        logits = self.lm_head(x)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=16,
+                shift_labels=shift_labels if shift_labels is not None else labels,
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def shifted_labels_popped(self, x, labels, **kwargs):
+        logits = self.lm_head(x)
+        loss = None
+        if labels is not None:
+            shift_labels = kwargs.pop("shift_labels", labels)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=16, shift_labels=shift_labels, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def a_tuple_on_request(self, x, labels, return_dict=True):
+        logits = self.lm_head(x)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, 16)
+        if not return_dict:
+            output = (logits,) + (x,)
+            return ((loss,) + output) if loss is not None else output
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def a_tuple_in_any_case(self, x, labels, return_dict=False):
+        logits = self.lm_head(x)
+        loss = self.loss_function(logits, labels, 16)
+        if not return_dict:
+            logits.device; output = {"loss": loss, "logits": logits}
+            return output
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def used_on_a_branch(self, x, labels):
+        logits = self.lm_head(x)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, 16)
+            if self.scale > 0:
+                z_loss = logits.logsumexp(dim=-1).to(dtype=loss.dtype).pow(2).mean()
+                loss = loss + self.scale * z_loss
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def output_in_a_name(self, x, labels):
+        logits = self.lm_head(x)
+        loss = self.loss_function(logits, labels, 16)
+        lm_outputs = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+        )
+        return lm_outputs
+
+    def added_in_place(self, x, labels):
+        loss = x.mean()
+        logits = self.lm_head(x)
+        loss += self.loss_function(logits, labels, 16)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def shifted_labels(self, x, labels):

@@ -20,6 +20,16 @@ def ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch=None, ignore_
     loss = fixed_cross_entropy(logits, shift_labels, num_items_in_batch, ignore_index, **kwargs)
     return loss
 """
+MASKED = """
+def ForMaskedLMLoss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100,
+                    **kwargs):
+    logits = logits.float()
+    logits = logits.view(-1, vocab_size)
+    labels = labels.view(-1)
+    labels = labels.to(logits.device)
+    loss = fixed_cross_entropy(logits, labels, num_items_in_batch, ignore_index, **kwargs)
+    return loss
+"""
 FIXED = """
 def fixed_cross_entropy(source, target, num_items_in_batch=None, ignore_index=-100, **kwargs):
     reduction = "sum" if num_items_in_batch is not None else "mean"
@@ -63,21 +73,20 @@ class Loss:
         from transformers.loss import loss_utils
 
         self._module: Any = loss_utils
-        self._outer, self._inner = loss_utils.ForCausalLMLoss, loss_utils.fixed_cross_entropy
-        self._unknown = None
-        for function, source in ((self._outer, LOSS), (self._inner, FIXED)):
-            code: Any = innermost(function)
-            if fingerprint(code) != canonical(source):
-                self._unknown = f"{code.__qualname__} of {code.__module__} is other code"
+        self._inner = loss_utils.fixed_cross_entropy
+        self._shifting, self._aligned = loss_utils.ForCausalLMLoss, loss_utils.ForMaskedLMLoss
+        known = (self._shifting, LOSS), (self._aligned, MASKED)
+        self._unknown = {id(one): _why_other(one, source) for one, source in known}
+        self._other_inner = _why_other(self._inner, FIXED)
 
     def why_not(self, function: Any) -> str | None:
         """Why a model's loss function is another one."""
         from torch.nn import functional
 
-        if function is not self._outer:
+        if function is not self._shifting and function is not self._aligned:
             return "the model has another loss function"
-        if self._unknown is not None:
-            return self._unknown
+        if reason := self._unknown[id(function)] or self._other_inner:
+            return reason
         if self._module.fixed_cross_entropy is not self._inner:
             return "fixed_cross_entropy of transformers was replaced"
         cross_entropy = functional.cross_entropy
@@ -86,3 +95,14 @@ class Loss:
         if hasattr(cross_entropy, "__wrapped__"):
             return "cross_entropy is wrapped"
         return None
+
+    def is_aligned(self, function: Any) -> bool:
+        """Whether a loss function scores each position against its own label."""
+        return function is self._aligned
+
+
+def _why_other(function: Any, source: str) -> str | None:
+    code: Any = innermost(function)
+    if fingerprint(code) == canonical(source):
+        return None
+    return f"{code.__qualname__} of {code.__module__} is other code"

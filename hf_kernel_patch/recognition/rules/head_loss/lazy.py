@@ -2,107 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import cache
 from typing import Any
 
-
-class Pending:
-    """A tensor of a dtype that ``make`` makes when it is first asked for."""
-
-    dtype: Any
-
-    def __init__(self) -> None:
-        self._value: Any = None
-
-    def __call__(self) -> Any:
-        if self._value is None:
-            self._value = self.make()
-        return self._value
-
-    def make(self) -> Any:
-        raise NotImplementedError
-
-    # For code that torch.compile traces, which meets this object and no stand-in.
-    def float(self) -> Pending:
-        import torch
-
-        return _Applied(self, "float", torch.float32)
-
-    def to(self, dtype: Any) -> Pending:
-        return _Applied(self, "to", dtype, dtype)
-
-    def detach(self) -> Pending:
-        return _Applied(self, "detach", self.dtype)
-
-
-class _Applied(Pending):
-    """What a method of another pending tensor gives."""
-
-    def __init__(self, of: Pending, method: str, dtype: Any, *arguments: Any):
-        super().__init__()
-        self.of, self.method, self.dtype, self.arguments = of, method, dtype, arguments
-
-    def make(self) -> Any:
-        return getattr(self.of(), self.method)(*self.arguments)
-
-
-@cache
-def deferred_tensor() -> Any:
-    """The class of a stand-in for a tensor: Deferred(pending, shape, dtype, device).
-
-    Frameworks walk over outputs to look at tensors, to cast or to detach them, and these leave it
-    a stand-in. Any other use of it by PyTorch is the use of the real tensor.
-    """
-    import torch
-
-    tensor = torch.Tensor
-    attributes = "shape dtype device layout ndim requires_grad grad_fn is_leaf is_cuda is_sparse"
-    known = {getattr(tensor, name).__get__ for name in attributes.split()}
-    known |= {tensor.size, tensor.dim, tensor.numel}
-    known |= {tensor.is_floating_point, torch.is_floating_point}
-
-    class Deferred(tensor):  # type: ignore[misc, valid-type]
-        pending: Pending
-
-        @staticmethod
-        def __new__(cls: Any, pending: Any, shape: Any, dtype: Any, device: Any) -> Any:
-            made = tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
-            made.pending = pending
-            return made
-
-        def __init__(self, *_: Any):
-            pass
-
-        @classmethod
-        def __torch_function__(
-            cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            from torch.utils._pytree import tree_map_only
-
-            kwargs = kwargs or {}
-            with torch._C.DisableTorchFunctionSubclass():
-                if function in known:
-                    return function(*args, **kwargs)
-                if (later := _later(function, args, kwargs)) is not None:
-                    return Deferred(later, args[0].shape, later.dtype, args[0].device)
-            args, kwargs = tree_map_only(Deferred, lambda one: one.pending(), (args, kwargs))
-            return function(*args, **kwargs)
-
-        # For code that reaches PyTorch's operators past the function above.
-        __torch_dispatch__ = __torch_function__
-
-    def _later(function: Any, args: Any, kwargs: Any) -> Pending | None:
-        """The result of a function that can wait until it is used."""
-        if kwargs or not args or not isinstance(args[0], Deferred):
-            return None
-        of = args[0].pending
-        if len(args) == 1 and function in (tensor.float, tensor.detach):
-            return of.float() if function is tensor.float else of.detach()
-        if len(args) == 2 and function is tensor.to and isinstance(args[1], torch.dtype):
-            return of.to(args[1])
-        return None
-
-    return Deferred
+from hf_kernel_patch.recognition.modules import compiling
+from hf_kernel_patch.recognition.rules.head_loss.stand_in import Pending, deferred_tensor, real
+from hf_kernel_patch.recognition.rules.head_loss.walkers import walked_over
 
 
 @cache
@@ -131,48 +37,94 @@ def measured_output(kind: type) -> Any:
 
 
 @cache
-def lazy_output(kind: type) -> Any:
+def lazy_output(kind: type, traced: bool = False) -> Any:
     """A subclass of an output class whose ``logits`` may be a stand-in; it pickles as ``kind``.
 
-    By attribute, key, index, slice and as a tuple they are the real ones.
+    However they are read they are the real ones, which then take the stand-in's place. The stand-in
+    itself is seen by frameworks that walk over outputs, and by who reaches past the methods here,
+    as by ``dict.items(output)``. Of the class that torch.compile may trace, for which ``__dict__``
+    cannot be a property, ``vars`` shows it too.
     """
     base: Any = kind
+    attributes: Any = vars(OrderedDict)["__dict__"]
 
-    def real(value: Any) -> Any:
-        if isinstance(value, Pending):
-            return value()
-        return value.pending() if isinstance(value, deferred_tensor()) else value
+    def settle(self: Any) -> Any:
+        """Put the real logits in their place, and return them."""
+        held = attributes.__get__(self)
+        value = held.get("logits")
+        if _waits(value):
+            value = held["logits"] = real(value)
+            OrderedDict.__setitem__(self, "logits", value)
+        return value
+
+    def seen(self: Any) -> Any:
+        """What an output holds, for who asks two calls up."""
+        if not walked_over(3):
+            settle(self)
+        return attributes.__get__(self)
 
     def read(self: Any) -> Any:
-        held = vars(self)
-        return held.get("logits") if held.get("_being_made") else real(held.get("logits"))
+        return real(vars(self).get("logits")) if compiling() else seen(self).get("logits")
 
-    def post_init(self: Any) -> None:
-        vars(self).update(_being_made=True)  # transformers 4 reads every field there
-        base.__post_init__(self)
-        vars(self).update(_being_made=False)
+    def write(self: Any, value: Any) -> None:
+        held = vars(self) if compiling() else attributes.__get__(self)
+        held.update(logits=value)
+
+    def named(self: Any) -> Any:
+        return seen(self)
+
+    def items(self: Any) -> Any:
+        if not compiling():
+            seen(self)
+        return base.items(self)
+
+    def values(self: Any) -> Any:
+        if not compiling():
+            seen(self)
+        return base.values(self)
+
+    def settled(self: Any, value: Any) -> Any:
+        if not _waits(value):
+            return value
+        return real(value) if compiling() else settle(self)
 
     def item(self: Any, key: Any) -> Any:
         if isinstance(key, str):
-            return real(base.__getitem__(self, key))
+            return settled(self, base.__getitem__(self, key))
         names = list(self.keys())[key]
         return self[names] if isinstance(names, str) else tuple(self[name] for name in names)
 
+    def get(self: Any, key: Any, default: Any = None) -> Any:
+        return settled(self, base.get(self, key, default))
+
+    def post_init(self: Any) -> None:
+        base.__post_init__(self)  # which finds stand-ins, as it is called from here
+
     def reduce(self: Any) -> Any:
+        settle(self)
         plain = base(**{name: getattr(self, name) for name in base.__dataclass_fields__})
         return plain.__reduce__()
 
     members = {
         "__module__": __name__,
         "__doc__": base.__doc__,
-        "logits": property(read, lambda self, value: vars(self).update(logits=value)),
+        "logits": property(read, write),
         "__post_init__": post_init,
-        "get": lambda self, key, default=None: real(base.get(self, key, default)),
+        "items": items,
+        "values": values,
+        "get": get,
         "__getitem__": item,
         "__reduce__": reduce,
     }
+    if not traced:
+        members["__dict__"] = property(named, attributes.__set__)
     # A name of its own while PyTorch's pytrees get to know it, as they know ``kind`` by its name.
-    made = type(base)(f"Lazy{base.__name__}", (base,), members)
+    made = type(base)(f"{'Traced' if traced else 'Lazy'}{base.__name__}", (base,), members)
     made.__module__, made.__doc__ = base.__module__, base.__doc__
     made.__name__, made.__qualname__ = base.__name__, base.__qualname__
     return made
+
+
+def _waits(value: Any) -> bool:
+    """Whether a value stands for logits that may not have been computed."""
+    return isinstance(value, (Pending, deferred_tensor()))

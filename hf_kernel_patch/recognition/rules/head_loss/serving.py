@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hf_kernel_patch.recognition.modules import compiling
+from hf_kernel_patch.recognition.rules.head_loss.arguments import given_to_loss
 from hf_kernel_patch.recognition.rules.head_loss.head import Loss, why_not_head
 from hf_kernel_patch.recognition.rules.head_loss.lazy import lazy_output, measured_output
 from hf_kernel_patch.recognition.rules.head_loss.logits import (
-    Between,
     Logits,
     OptimizerSteps,
     scale_and_cap,
 )
+from hf_kernel_patch.recognition.rules.head_loss.softcap import plain_steps
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
 
@@ -42,50 +44,65 @@ class _Serving:
         # Made ahead for torch.compile, which cannot make classes.
         self.outputs = [(kind, *self._made_of(kind)) for kind in _outputs(site.original)]
 
-    def head(self, model: Any, head: Any, hidden: Any, labels: Any, between: Between = ()) -> Any:
-        """The logits, before the steps ``between``; or ``Logits`` that wait, after them."""
+    def head(self, model: Any, head: Any, hidden: Any, labels: Any) -> Any:
+        """The logits, or ``Logits`` that wait, for a call with labels while the model trains."""
         if not self.site.in_force(model):
             return head(hidden)
         why_not = _why_not(model, labels)
         if why_not is not None:
             self.site.count(why_not, model)
             return head(hidden)
-        return Logits(head, between, hidden, self.steps)
+        return Logits(head, hidden, self.steps)
 
     def waits(self, logits: Any) -> bool:
         """Whether the logits wait, so that the steps between head and loss are their affair."""
         return isinstance(logits, Logits)
 
-    def loss(self, model: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """The loss function's result, by the op where it may serve."""
-        given = {**dict(zip(_NAMES, args)), **kwargs}
-        logits, labels = given["logits"], given["labels"]
+    def step(self, logits: Logits, *steps: Any) -> Logits:
+        """Logits that wait, after these steps."""
+        return logits.then(tuple(one for each in steps for one in plain_steps(each)))
+
+    def now(self, logits: Any) -> Any:
+        """The logits themselves, for code that uses them."""
+        return logits.of_the_head() if isinstance(logits, Logits) else logits
+
+    def loss(self, model: Any, function: Any) -> Any:
+        """The model's loss function; its result is the op's where that may serve."""
+        return _Call(self._loss, model, function)
+
+    def _loss(self, model: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        logits = args[0] if args else kwargs["logits"]
         if not isinstance(logits, Logits):
             return function(*args, **kwargs)
-        head, hidden, shifted = logits.head, logits.hidden, given.get("shift_labels")
-        why_not = why_not_head(head, given.get("vocab_size")) or self.known_loss.why_not(function)
+        head, hidden = logits.head, logits.hidden
+        given, why_not = given_to_loss(args, kwargs, self.known_loss.is_aligned(function))
+        steps = scale_and_cap(logits.between) if logits.computed is None else None
+        why_not = (
+            why_not_head(head, logits.rows(given.get("vocab_size")))
+            or (None if steps else "logits changed in a way that the op does not know")
+            or self.known_loss.why_not(function)
+            or why_not
+        )
+        arguments: tuple[Any, ...] = ()
         if why_not is None:
-            labels = labels.to(hidden.device)
-            shifted = shifted if shifted is None else shifted.to(hidden.device)
-            scored = labels if shifted is None else shifted
+            shifted = given.get("shift_labels")
+            scored = (given["labels"] if shifted is None else shifted).to(hidden.device)
             if hidden.shape[:-1].numel() != scored.numel():
                 why_not = "labels of another length"
-            biases = () if head.bias is None else (head.bias,)
-            arguments = hidden, head.weight, scored, *biases
-        else:
-            arguments = ()
+            weight, bias = logits.weight_and_bias(head.weight, head.bias)
+            arguments = hidden, weight, scored, *(() if bias is None else (bias,))
         if self.site.declines(*arguments, unless=why_not, module=model):
             return self._by_the_original(logits, function, given, args, kwargs)
-        scale, softcap = scale_and_cap(logits.between)
+        scale, softcap = steps  # type: ignore[misc]
         loss = self.site.op(
             hidden,
-            head.weight,
-            labels,
-            **{} if head.bias is None else {"bias": head.bias},
+            weight,
+            scored if shifted is None else None,
+            **{} if bias is None else {"bias": bias},
             scale=scale,
             softcap=softcap,
             **{name: given[name] for name in _LOSS_OPTIONS if name in given},
-            **{} if shifted is None else {"shift_labels": shifted},
+            **{} if shifted is None else {"shift_labels": scored},
             **self.asked,
         )
         if self.asked.get("metrics"):
@@ -105,14 +122,17 @@ class _Serving:
             loss, logits.metrics = _besides(self.asked, given, loss, computed)
         return loss
 
-    def output(self, model: Any, kind: Any, /, **fields: Any) -> Any:
-        """The output, whose logits may be computed when they are first read."""
+    def output(self, model: Any, kind: Any) -> Any:
+        """The class of the output, whose logits may be computed when they are first read."""
+        return _Call(self._output, model, kind)
+
+    def _output(self, model: Any, kind: Any, args: Any, fields: dict[str, Any]) -> Any:
         logits = fields["logits"]
         if not self.site.in_force(model):
             if isinstance(logits, Logits):
                 fields["logits"] = logits.of_the_head()
             return kind(**fields)
-        plain, lazy = self._kinds(kind)
+        plain, lazy, traced = self._kinds(kind)
         if not isinstance(logits, Logits):
             return plain(**fields)
         if logits.metrics is not None:
@@ -120,19 +140,21 @@ class _Serving:
         if self.site.options.get("return_logits") or logits.computed is not None:
             fields["logits"] = logits.of_the_head()
             return plain(**fields)
-        fields["logits"] = logits.stand_in()
-        return lazy(**fields)
+        fields["logits"] = True  # holds their place: an output reads its fields as it is made
+        made = (traced if compiling() else lazy)(**fields)
+        made.logits = logits.stand_in()
+        return made
 
-    def _kinds(self, kind: Any) -> tuple[Any, Any]:
-        """The class of an output with its logits, and the one whose logits wait."""
-        for known, plain, lazy in self.outputs:
+    def _kinds(self, kind: Any) -> tuple[Any, Any, Any]:
+        """The class of an output with its logits, and those whose logits wait."""
+        for known, *made in self.outputs:
             if known is kind:
-                return plain, lazy
+                return made[0], made[1], made[2]
         return self._made_of(kind)
 
-    def _made_of(self, kind: Any) -> tuple[Any, Any]:
+    def _made_of(self, kind: Any) -> tuple[Any, Any, Any]:
         plain = measured_output(kind) if self.asked.get("metrics") else kind
-        return plain, lazy_output(plain)
+        return plain, lazy_output(plain), lazy_output(plain, traced=True)
 
 
 def _outputs(forward: Any) -> list[Any]:
@@ -142,8 +164,19 @@ def _outputs(forward: Any) -> list[Any]:
     return [one for one in named if "logits" in getattr(one, "__dataclass_fields__", ())]
 
 
-#: The loss's first parameters, by which it may be called.
-_NAMES = ("logits", "labels", "vocab_size", "num_items_in_batch", "ignore_index", "shift_labels")
+class _Call:
+    """A function or a class as a model calls it here; errors name it as they name the original."""
+
+    def __init__(self, run: Any, model: Any, function: Any):
+        self._run, self._model, self._function = run, model, function
+        if not compiling() and (name := getattr(function, "__qualname__", None)) is not None:
+            self.__qualname__, self.__module__ = name, function.__module__
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._model, self._function, args, kwargs)
+
+    def __str__(self) -> str:
+        return str(self._function)
 
 
 def _why_not(model: Any, labels: Any) -> str | None:
