@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hf_kernel_patch.errors import shown, unknown
 from hf_kernel_patch.models.families import (
+    PREFIX,
     families,
     family_of,
     file_of,
@@ -20,6 +21,7 @@ from hf_kernel_patch.models.table import Architecture, Target
 from hf_kernel_patch.registry import Scan
 
 __all__ = [
+    "PREFIX",
     "Architecture",
     "Selection",
     "Target",

@@ -6,7 +6,9 @@ ARCHITECTURE = Architecture(
     "gpt_oss",
     {
         "GptOssRMSNorm.forward": "rms_norm.olmo2",
-        "GptOssExperts.forward": "moe.interleaved",
+        "apply_rotary_pos_emb": "rope.gpt_oss",
+        "GptOssExperts.forward": ("moe.gated", ">=5"),
+        "GptOssForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "GptOssDecoderLayer.forward": "residual_norm",
         "GptOssForCausalLM.forward": "head_loss",
     },

@@ -11,6 +11,6 @@ ARCHITECTURE = Architecture(
         "OlmoeExperts.forward": ("moe.stacked", ">=5"),
         "OlmoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),
         "OlmoeDecoderLayer.forward": "residual_norm",
-        "OlmoeForCausalLM.forward": ("head_loss", ">=5"),
+        "OlmoeForCausalLM.forward": "head_loss",
     },
 )

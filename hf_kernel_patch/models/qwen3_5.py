@@ -8,6 +8,7 @@ ARCHITECTURE = Architecture(
         "Qwen3_5RMSNorm.forward": "rms_norm.gemma",
         "Qwen3_5RMSNormGated.forward": "rms_norm.gated",
         "apply_rotary_pos_emb": "rope.partial",
+        "apply_rotary_pos_emb_vision": "rope.vision",
         "Qwen3_5MLP.forward": "gated_product",
         "Qwen3_5Attention.forward": "qk_norm_rope",
         "Qwen3_5DecoderLayer.forward": "residual_norm",

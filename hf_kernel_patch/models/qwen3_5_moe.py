@@ -8,6 +8,7 @@ ARCHITECTURE = Architecture(
         "Qwen3_5MoeRMSNorm.forward": "rms_norm.gemma",
         "Qwen3_5MoeRMSNormGated.forward": "rms_norm.gated",
         "apply_rotary_pos_emb": "rope.partial",
+        "apply_rotary_pos_emb_vision": "rope.vision",
         "Qwen3_5MoeMLP.forward": "gated_product",
         "Qwen3_5MoeExperts.forward": "moe.stacked",
         "Qwen3_5MoeForCausalLM._optimize_model_for_decode": ("moe.decoding", ">=5"),

@@ -7,6 +7,7 @@ ARCHITECTURE = Architecture(
     {
         "Qwen3VLMoeTextRMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
+        "apply_rotary_pos_emb_vision": "rope.vision",
         "Qwen3VLMoeTextMLP.forward": "gated_product",
         "Qwen3VLMoeTextExperts.forward": ("moe.stacked", ">=5"),
         "Qwen3VLMoeForConditionalGeneration._optimize_model_for_decode": ("moe.decoding", ">=5"),

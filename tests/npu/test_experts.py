@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import distributed
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 
 from hf_kernel_patch.ops.moe import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
@@ -162,6 +163,22 @@ def test_one_expert_that_takes_every_token_is_served(listed: bool, dtype: torch.
         found.sum().backward()
         weights = arguments[4] if listed else [arguments[4]]
         assert any(weight.grad is not None and weight.grad.any() for weight in weights)
+
+
+@pytest.mark.parametrize("index", [None, [[0, 6], [6, 3], [6, 6], [5, 1]]])
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_the_backward_needs_is_saved_where_checkpoints_see_it(
+    listed: bool, index: Any
+) -> None:
+    experts = Experts(6, tokens=12 if index is None else 4, index=index)
+    arguments = experts.listed() if listed else experts.stacked()
+    out = function_of("moe")(*arguments)
+    assert not any(isinstance(one, torch.Tensor) for one in tree_leaves(vars(out.grad_fn)))
+    again = checkpoint(function_of("moe"), *arguments, use_reentrant=False)
+    wanted = [one for one in tree_leaves(arguments) if getattr(one, "requires_grad", False)]
+    found = [torch.autograd.grad(one.sum(), wanted, allow_unused=True) for one in (out, again)]
+    for one, other in zip(*found, strict=True):
+        assert one is other is None or torch.equal(one.cpu(), other.cpu())
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "with other ranks"])
