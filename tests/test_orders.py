@@ -268,11 +268,11 @@ def test_all_models_are_patched_by_default(before: dict[str, Any]) -> None:
         modelling(name)
     objects = places()
     with hf_kernel_patch.patched((*LAYERS, MOE), strict=True) as report:
-        assert {row.architecture for row in report} == set(ARCHITECTURES)
-        skipped = {row.site.rpartition(".modeling_gpt_oss.")[2] for row in report if row.reason}
-        assert skipped == {"GptOssExperts.forward"}  # which no kernel serves
-        patched = {row.site for row in report if row.outcome == "patched"}
-        assert len(patched) == len(report.rows) - 1
+        # Other tests may have imported modules that no table describes.
+        listed = [row for row in report if row.architecture in ARCHITECTURES]
+        assert {row.architecture for row in listed} == set(ARCHITECTURES)
+        patched = {row.site for row in listed if row.outcome == "patched"}
+        assert {row.site for row in listed} == patched
         now = places()
         assert {site for site in now if now[site] is not objects[site]} == patched
     assert changed(objects) == set()

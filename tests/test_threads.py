@@ -39,7 +39,7 @@ ASKED = {
     "available-kernels": ("sorted(h.get_available_kernels())", "torch_fused_linear_cross_entropy"),
     "a-kernel": ("registry.select(('rms_norm',), backend='torch')['rms_norm'].kernel_id", "torch_"),
     "architectures": ("sorted(models.architectures())", "'smollm3'"),
-    "a-model": ("models.select(('smollm3',))[0].name", "smollm3"),
+    "a-model": ("models.select(('smollm3',)).tables[0].name", "smollm3"),
     "patching": (
         "len(h.patch_transformers('rms_norm', models='smollm3', backend='torch').rows)",
         "1",

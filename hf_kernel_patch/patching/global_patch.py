@@ -64,6 +64,7 @@ class Activation:
         self._held: list[tuple[Record, Holder]] = []
         self._selection = models.select(settings.models)
         self._places: dict[str, list[_Place]] = {}
+        self._looked_at: set[str] = set()
         self._complaints: list[str] = []
         self._ops: set[str] = set()
 
@@ -97,6 +98,11 @@ class Activation:
     def wants(self, module: str) -> bool:
         """Whether it may have something to patch in a module of that name."""
         return module in self._places or self._selection.discovers(module)
+
+    def constructed(self, modules: list[str]) -> None:
+        """Patch what models are being built of, unless their import was noticed."""
+        noticed = {name for name in self._looked_at if name.startswith(models.PREFIX)}
+        self.imported([name for name in modules if name not in noticed and self.wants(name)])
 
     def _modules(self) -> list[str]:
         """The imported modules that it patches: of tables, of transformers and of users."""
@@ -164,6 +170,7 @@ class Activation:
         functions: dict[int, Record] = {}
         classes: dict[type, tuple[Record, Row]] = {}
         taken: list[_Place] = []
+        self._looked_at |= set(modules)
         for name in modules:
             if self._selection.discovers(name):
                 self._discover(name)

@@ -73,7 +73,7 @@ def _constructed(modules: list[str]) -> None:
     """Models of a class that was not seen before are about to be built."""
     with ledger.lock:
         for activation in list(active):
-            activation.imported([name for name in modules if activation.wants(name)])
+            activation.constructed(modules)
 
 
 _imports = ImportWatcher(_wanted, _imported)
