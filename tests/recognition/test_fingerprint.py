@@ -16,7 +16,7 @@ import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import locate
-from hf_kernel_patch.recognition import known
+from hf_kernel_patch.recognition import Rule, known
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
 from tests.tiny import ROWS, TRANSFORMERS_5, modelling
 
@@ -125,9 +125,10 @@ def test_the_installed_code_is_no_other_leaf_of_the_same_op(target: Any) -> None
 CODE = set(known())  # before any test registers one
 
 
-def test_every_leaf_and_rule_is_in_some_table() -> None:
+def test_every_rule_is_in_some_table() -> None:
+    """Leaves may be of other families: test_leaf_texts.py says where each of their texts is."""
     used = {target.code for table in architectures().values() for target in table.targets}
-    assert used >= CODE
+    assert used >= {name for name in CODE if isinstance(known()[name], Rule)}
 
 
 # -- refusal: other code under the same name
