@@ -20,8 +20,8 @@ from hf_kernel_patch.ops.heads.triton import (
 from hf_kernel_patch.ops.launch import Launch, launcher, processors, programs_for, shared_memory
 from hf_kernel_patch.ops.qk_norm_rope import reference
 from hf_kernel_patch.ops.qk_norm_rope.triton import backward_kernel, forward_kernel, sum_kernel
-from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
+from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE
 
 #: Of the backward: heads of q and k that one program takes at most (what it keeps of each fills
 #: the registers), warps on each multiprocessor, and the stages of the loops' pipelines.

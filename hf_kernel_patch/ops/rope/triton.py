@@ -18,7 +18,6 @@ from hf_kernel_patch.ops.heads.triton import (
     unit,
 )
 from hf_kernel_patch.ops.launch import Launch, launcher
-from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE, rope_kernel
 from hf_kernel_patch.ops.rope.shapes import (
     ELEMENTS,
     FIRST_HALF,
@@ -29,6 +28,7 @@ from hf_kernel_patch.ops.rope.shapes import (
     as_usual,
     shaped_as,
 )
+from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE, rope_kernel
 
 #: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, of the results, and of the
 #: angles. The last of the angles are half as wide as what is rotated.
