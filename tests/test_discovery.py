@@ -25,6 +25,7 @@ from hf_kernel_patch.patching.lookup import exists_here
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.discovery import discover
 from hf_kernel_patch.recognition.static import scope_of
+from hf_kernel_patch.version import NEWEST_TRANSFORMERS
 from tests.probes import LAYERS, llama, served
 from tests.tiny import ARCHITECTURES, modelling, tiny_config, tokens
 
@@ -312,6 +313,13 @@ def test_near_misses_and_missing_sources_do_not_warn(recwarn: pytest.WarningsRec
     assert not [one for one in recwarn if one.category is KernelPatchWarning]
 
 
+#: What would cost more than it gains: in a branch, it keeps decoding from being captured.
+NOT_LISTED = {("glm4_moe", "Glm4MoeAttention.forward")}
+
+
+@pytest.mark.skipif(
+    transformers.__version__ != NEWEST_TRANSFORMERS, reason="tables are made for the newest"
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_tables_name_all_that_is_found(name: str) -> None:
     """A table is what is expected: what its module has besides would never be patched."""
@@ -321,7 +329,8 @@ def test_tables_name_all_that_is_found(name: str) -> None:
     # A row is for one leaf or rule, though another version may have other code there.
     elsewhere = {target.qualname for target in table.targets if not exists_here(target)}
     expected = {(target.qualname, target.code) for target in table.targets}
-    assert {one for one in found if one[0] not in elsewhere} <= expected
+    found = {one for one in found if one[0] not in elsewhere and (name, one[0]) not in NOT_LISTED}
+    assert found <= expected
 
 
 def test_source_alone_gives_what_the_module_gives() -> None:

@@ -27,7 +27,7 @@ def activation_of(module: Any, approximate: str | None = None) -> tuple[str, str
     ``approximate`` is the option that ``torch.nn.functional.gelu`` is called with, if any.
     """
     kind = type(module)
-    if compiling():
+    if compiling():  # a dictionary that grows would be one of its guards
         name = _name_of(kind)
     else:
         forward = getattr(kind, "forward", None)
@@ -49,17 +49,19 @@ def activation_of(module: Any, approximate: str | None = None) -> tuple[str, str
 
 
 def _name_of(kind: type) -> str:
-    """The name of what a class computes, or "": its forward may be somebody else's by now."""
-    home, forward = kind.__module__, getattr(kind, "forward", None)
-    theirs = getattr(forward, "__globals__", {}).get("__name__", "")
-    if theirs.partition(".")[0] != home.partition(".")[0]:
-        return ""
-    return _NAMES.get((home, kind.__qualname__), "")
+    """The name of what a class computes, or ""."""
+    name = _NAMES.get((kind.__module__, kind.__qualname__), "")
+    return name if name and _is_own(kind) else ""
 
 
-# As torch.compiler.assume_constant_result does: a dictionary that grows would be one of
-# torch.compile's guards.
-_name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _is_own(kind: type) -> bool:
+    """Whether a class's forward is that of its package: it may be somebody else's by now."""
+    theirs = getattr(getattr(kind, "forward", None), "__globals__", {}).get("__name__", "")
+    return bool(theirs.partition(".")[0] == kind.__module__.partition(".")[0])
+
+
+# As torch.compiler.assume_constant_result does: torch.compile is not to trace the look-up.
+_is_own._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _function_of(function: Any, approximate: str | None) -> str:

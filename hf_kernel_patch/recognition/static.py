@@ -15,7 +15,7 @@ def scope_of(file: Path, module: str) -> dict[str, Any]:
     Raises OSError, SyntaxError or ValueError for a file that cannot be read or is no Python.
     """
     code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-    scope: dict[str, Any] = {"__name__": module, **_outputs()}
+    scope: dict[str, Any] = {"__name__": module, **_imported()}
     for name, inner in _defined(code):
         scope[name] = _function(inner, scope) if _is_function(inner) else _class(inner, scope)
     return scope
@@ -50,8 +50,10 @@ def _class(body: CodeType, scope: dict[str, Any]) -> type:
     return type(body.co_name, (nn.Module,), members)
 
 
-def _outputs() -> dict[str, Any]:
-    """The outputs of models that modules import."""
+def _imported() -> dict[str, Any]:
+    """What modules import and rules ask for: PyTorch, and the outputs of models."""
+    import torch
     from transformers import modeling_outputs
 
-    return {k: v for k, v in vars(modeling_outputs).items() if k.endswith("Output") or "With" in k}
+    outputs = {k: v for k, v in vars(modeling_outputs).items() if "Output" in k}
+    return {**outputs, "torch": torch, "nn": torch.nn, "F": torch.nn.functional}

@@ -48,9 +48,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "a tuple on request": ("BloomForCausalLM", ""),
     "logits used on a branch": ("BambaForCausalLM", ""),
     "an output with a name": ("EvollaForProteinText2Text", ""),
+    "a head around a projection": ("T5GemmaForConditionalGeneration", ""),
     "a head of its own class": (
-        "T5Gemma2ForConditionalGeneration",
-        "the head is a transformers.models.t5gemma2.modeling_t5gemma2.T5Gemma2LMHead",
+        "RobertaForCausalLM",
+        "the head is a transformers.models.roberta.modeling_roberta.RobertaLMHead",
     ),
 }
 BY_NAME = {case.name: case for case in CASES}

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from hf_kernel_patch.recognition.modules import compiling
 from hf_kernel_patch.recognition.rules.head_loss.arguments import given_to_loss
 from hf_kernel_patch.recognition.rules.head_loss.head import Loss, why_not_head
+from hf_kernel_patch.recognition.rules.head_loss.known_modules import plain_head, plain_steps
 from hf_kernel_patch.recognition.rules.head_loss.lazy import lazy_output, measured_output
 from hf_kernel_patch.recognition.rules.head_loss.logits import (
     Logits,
     OptimizerSteps,
     scale_and_cap,
 )
-from hf_kernel_patch.recognition.rules.head_loss.softcap import plain_steps
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
 
@@ -52,7 +52,7 @@ class _Serving:
         if why_not is not None:
             self.site.count(why_not, model)
             return head(hidden)
-        return Logits(head, hidden, self.steps)
+        return Logits(plain_head(head), hidden, self.steps)
 
     def waits(self, logits: Any) -> bool:
         """Whether the logits wait, so that the steps between head and loss are their affair."""
