@@ -106,7 +106,7 @@ _LEAVES: dict[str, tuple[_Helpers, _Variants]] = {
         ),
     ),
     "rope.glm4v": (
-        {"rotate_half_llm": pairs.NEIGHBOURS},
+        {"rotate_half_llm": pairs.NEIGHBOURS[0]},
         (
             (_V5, pairs.GLM4V, _PAIRS_PARTIAL),
             (_V5, pairs.GLM4V_FIRST_HALF, _FIRST_PARTIAL),
@@ -114,7 +114,7 @@ _LEAVES: dict[str, tuple[_Helpers, _Variants]] = {
         ),
     ),
     "rope.ernie_vl": (
-        {"rotate_half_text": pairs.NEIGHBOURS},
+        {"rotate_half_text": pairs.NEIGHBOURS[0]},
         ((_V5, pairs.ERNIE_VL, _PAIRS_FLOAT_OF_Q),),
     ),
     "rope.pairwise": (

@@ -10,7 +10,7 @@ from hf_kernel_patch.recognition.leaves.rotary.texts import (
     WHOLE,
 )
 
-#: Of pairs of neighbours, under all of its names.
+#: Of pairs of neighbours; rotate_half_llm and rotate_half_text have the first text.
 NEIGHBOURS = (
     """
 def rotate_half(x):
