@@ -103,7 +103,7 @@ def asked(case: Case, model: Any) -> dict[str, dict[str, Any]]:
     if labels.dim() == 2:
         found["shifted"] = {**given, "shift_labels": shifted(labels)}
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            found["kept"] = {**given, "labels": labels[:, -4:], "logits_to_keep": 4}
+            found["kept"] = {**given, "labels": labels[:, -4:].contiguous(), "logits_to_keep": 4}
     return found
 
 
@@ -149,19 +149,17 @@ def agree(inside: dict[str, Any], eager: dict[str, Any], name: str) -> None:
 def test_each_way_of_writing_it_trains_as_eager_does(
     kind: str, table: Callable[[Case], str]
 ) -> None:
-    if kind == "a head around a projection":
-        pytest.xfail("the reason of its fallback is not settled")
     class_name, reason = KINDS[kind]
     case = case_of(class_name)
     model = tiny_model(case)
     calls = asked(case, model)
     eager = {name: outcome(model, name, given) for name, given in calls.items()}
+    model = tiny_model(case)  # anew, for it may keep statistics of what it was trained with
     hf_kernel_patch.count_calls()
     with hf_kernel_patch.patched(LOSS, models=table(case), strict=True) as report:
         inside = {name: outcome(model, name, given) for name, given in calls.items()}
     for name in calls:
-        if (kind, name) not in DRIFTS:
-            agree(inside[name], eager[name], name)
+        agree(inside[name], eager[name], name)
     assert "error" not in eager["step"]
     trained = [n for n in calls if n not in ("no labels", "evaluation") and "loss" in eager[n]]
     (row,) = report
@@ -175,8 +173,6 @@ def test_each_way_of_writing_it_trains_as_eager_does(
         }
 
 
-#: Its convolutions keep statistics of the batches that they were trained with.
-DRIFTS = {("shifted labels popped", "evaluation")}
 HALF = [
     "MllamaForCausalLM",
     "BeamForCausalLM",

@@ -1182,6 +1182,11 @@ class HeadLoss(Configured):
         loss = self.loss_function(logits, labels, 16)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
+    def upcast_by_name(self, x, labels):
+        logits = self.lm_head(x).to(torch.float32)
+        loss = self.loss_function(logits, labels, 16)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
     def dense(self, x, labels):
         logits = self.lm_head(x).contiguous()
         loss = self.loss_function(logits, labels, 16)

@@ -27,6 +27,8 @@ def chain(
 
     ``("/", self.scale)`` for a division, ``("tanh",)``, ``("float",)``; None for anything else.
     """
+    import torch
+
     if is_base(value):
         return value, []
     match value:
@@ -36,6 +38,10 @@ def chain(
             keywords=[],
         ):
             step = f'("{kind}",)'
+        case ast.Call(func=ast.Attribute(value=inner, attr="to"), args=[dtype], keywords=[]) if (
+            _found(function, dtype) is torch.float32
+        ):
+            step = '("float",)'
         case ast.Call(func=called, args=[inner], keywords=[]) if _is_tanh(function, called):
             step = '("tanh",)'
         case ast.Call(
@@ -65,19 +71,23 @@ def chain(
 
 
 def _is_tanh(function: Function, called: ast.expr) -> bool:
-    """Whether it is the function of torch, by the names that the module has for it."""
     import torch
 
+    return _found(function, called) in (torch.tanh, torch.nn.functional.tanh)
+
+
+def _found(function: Function, node: ast.expr) -> Any:
+    """What a name with dots means in a function's module; None for anything of the function."""
     path = []
-    while isinstance(called, ast.Attribute):
-        path.append(called.attr)
-        called = called.value
-    if not isinstance(called, ast.Name) or function.stores(called.id):
-        return False
-    found = function.value.__globals__.get(called.id)
+    while isinstance(node, ast.Attribute):
+        path.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or function.stores(node.id):
+        return None
+    found = function.value.__globals__.get(node.id)
     for name in reversed(path):
         found = getattr(found, name, None)
-    return found is torch.tanh or found is torch.nn.functional.tanh
+    return found
 
 
 _READING = (

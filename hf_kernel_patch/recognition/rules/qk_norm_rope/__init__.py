@@ -140,7 +140,7 @@ def _rewrite(
         found.edits += replace(function, guard.test, *parts)
     norms, labels = [function.text(one.norm) for one in both], ("", "", "", "", "")
     if wanted:
-        norms = [f"{norm} if {wanted} else None" for norm in norms]
+        norms = [f"{norm} if {wanted} else False" for norm in norms]
         # By name, so that it looks like no attention interface, which takes self and many more.
         labels = "rotary=", "q=", "k=", "cos=", "sin="
     text: list[Any] = [f"{helper}(self, {', '.join(norms)}"]

@@ -14,7 +14,7 @@ from hf_kernel_patch.recognition.site import Site
 def serve(site: Site) -> Callable[..., Any]:
     """(module, q_norm, k_norm, rotary, q, k, cos, sin) -> rotated q and k.
 
-    q and k come before their norms, which are None where they are not asked for: as (B, S, heads,
+    q and k come before their norms, which are False where they are not asked for: as (B, S, heads,
     D) with ``transpose``, else as the rotary function takes them, (B, heads, S, D) or for images
     (S, heads, D). The results are of the shapes that the rotary function gives.
     """
@@ -30,7 +30,7 @@ def serve(site: Site) -> Callable[..., Any]:
     ) -> tuple[tuple[Any, ...], str | None]:
         """The op's arguments, and why it may not have them."""
         none = q, k, cos, sin
-        if q_norm is None or k_norm is None:
+        if q_norm is False or k_norm is False:
             return none, "the norms of q and k are not asked for"
         (q_weight, *q_options), why_not = norm_arguments(q_norm, known)
         (k_weight, *k_options), why_k_not = norm_arguments(k_norm, known)
@@ -85,9 +85,9 @@ def serve(site: Site) -> Callable[..., Any]:
             if not site.declines(*arguments, unless=why_not, module=module):
                 q_out, k_out = site.op(*arguments)
                 return (q_out[0], k_out[0]) if q.dim() == 3 else (q_out, k_out)
-        if q_norm is not None:
+        if q_norm is not False:
             q = q_norm(q)
-        if k_norm is not None:
+        if k_norm is not False:
             k = k_norm(k)
         if transpose:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
