@@ -66,7 +66,7 @@ PLACES = [
     Place("rope.float32", "modernbert", versions=">=5.5"),
     Place("rope.float32", "hunyuan_vl", versions=">=5.17"),
     Place("rope.vision", "qwen2_vl", VISION, (5, 10), PACKED),
-    Place("rope.vision", "minimax_m3_vl", VISION, (5, 6), PACKED, ">=5.18"),
+    Place("rope.vision", "minimax_m3_vl", VISION, (5, 6), PACKED, ">=5.23"),
     Place("rope.prefix", "dinov3_vit", angles=(3, 10), versions=">=4.57"),
     Place("rope.one", "gemma3n", layout=TOKENS_FIRST, more=(2,), versions=">=5"),
     Place("rope.one", "gemma3n", layout=TOKENS_FIRST, more=(None, 2), versions="<5"),
