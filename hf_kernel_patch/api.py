@@ -11,6 +11,7 @@ from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
 from hf_kernel_patch.patching import model_patch, watching
 from hf_kernel_patch.patching.global_patch import Activation
+from hf_kernel_patch.patching.ledger import undo_all
 from hf_kernel_patch.patching.own_apply import recorded
 from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PatchReport
@@ -103,10 +104,9 @@ def unpatch(model: Any = None) -> None:
         raise_if_blocked(model_patch.release(model))
         return
     with ledger.lock:
-        blocked = model_patch.release()
-        for one in reversed(watching.active[:]):
-            blocked += one.undo()
         _standing = None
+        steps = [model_patch.release, *(one.undo for one in reversed(watching.active))]
+        blocked = undo_all(steps)
     raise_if_blocked(blocked)
 
 

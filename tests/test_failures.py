@@ -14,7 +14,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchWarning, Leaf
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.patching import records, watching
+from hf_kernel_patch.patching import model_patch, records, watching
 from hf_kernel_patch.recognition import composing, known
 from hf_kernel_patch.recognition.leaves.norms import LLAMA
 from tests.probes import (
@@ -103,7 +103,7 @@ def test_a_failure_leaves_the_patches_that_were_there(
 
 @pytest.fixture
 def table_with_a_bad_adapter() -> Iterator[str]:
-    """A table whose second row has a form with an adapter that raises, or takes other arguments."""
+    """A table whose second row has a leaf with an adapter that raises, or takes other arguments."""
 
     def raises(site: Any) -> Any:
         raise RuntimeError("adapter")
@@ -118,6 +118,44 @@ def table_with_a_bad_adapter() -> Iterator[str]:
     yield "bad"
     for name in ("bad.raises", "bad.parameters"):
         del architectures()[name], known()[name]
+
+
+def test_a_failure_after_a_module_took_its_class_leaves_nothing(
+    before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    kinds = [type(module) for module in model.modules()]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_patch, "source_hash", failing)
+        with pytest.raises(RuntimeError, match="injected"):
+            hf_kernel_patch.apply_kernel(NORM, model=model)
+    assert [type(module) for module in model.modules()] == kinds
+    assert not hf_kernel_patch.status().rows
+
+
+def test_a_failure_while_unpatching_keeps_nothing_else_patched(
+    before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_kernel_patch.patch_transformers(LAYERS, models="llama")
+    remove, failed = records.Record.remove, []
+
+    def failing_once(self: Any, holder: Any) -> list[str]:
+        blocked = remove(self, holder)
+        if not failed:
+            failed.append(self)
+            raise RuntimeError("injected")
+        return blocked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Record, "remove", failing_once)
+        with pytest.raises(RuntimeError, match="injected"):
+            hf_kernel_patch.unpatch()
+    assert failed
+    assert not hf_kernel_patch.status().rows
+
+
+def failing(*_: Any) -> Any:
+    raise RuntimeError("injected")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 import hf_kernel_patch
-from tests.probes import handed_back, logits, served
-from tests.tiny import modelling, tiny_model
+from hf_kernel_patch import KernelPatchWarning
+from tests.probes import handed_back, llama, logits, served
+from tests.tiny import TRANSFORMERS_5, modelling, outputs_and_gradients, tiny_model
 
 # architecture, op, where the function stands in the modelling module, reason of the fallback
 HELPERS = [
@@ -87,3 +90,84 @@ def test_accelerate_s_hooks_that_are_taken_off_leave_nothing_of_ours() -> None:
     torch.testing.assert_close(logits(model), eager)
     assert served(report) == before
     hf_kernel_patch.unpatch(twin)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_model_with_hooks_over_the_patch_is_copied(alone: bool) -> None:
+    """accelerate's hooks copy the attributes of the forward that they wrap."""
+    model = tiny_model("llama").eval()
+    eager = logits(model)
+    if alone:
+        hf_kernel_patch.apply_default_kernels(model, "rms_norm,swiglu")
+    else:
+        hf_kernel_patch.patch_transformers("rms_norm,swiglu", models="llama", backend="torch")
+    for module in model.modules():
+        add_hook_to_module(module, ModelHook())
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(logits(twin), eager)
+    hf_kernel_patch.unpatch()
+    torch.testing.assert_close(logits(copy.deepcopy(twin)), eager)
+
+
+def test_a_copy_is_made_of_what_the_model_runs_whatever_its_class_runs_by_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama").eval()
+    eager = logits(model)
+    hf_kernel_patch.apply_kernel("torch_fused_swiglu", model=model)
+    own = llama().LlamaMLP.forward
+
+    @functools.wraps(own)
+    def doubled(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * own(self, x)
+
+    monkeypatch.setattr(llama().LlamaMLP, "forward", doubled)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(logits(twin), eager)
+    hf_kernel_patch.unpatch()
+    expected = logits(model)
+    assert not torch.equal(expected, eager)  # the class's new forward
+    assert torch.equal(logits(twin), expected)
+
+
+def recomputations(model: Any) -> int:
+    """How often a step calls the first layer's query projection: twice where it is checkpointed."""
+    calls: list[int] = []
+    query = model.model.layers[0].self_attn.q_proj
+    handle = query.register_forward_hook(lambda *_: calls.append(1))
+    outputs_and_gradients(model)
+    handle.remove()
+    return len(calls)
+
+
+def wrap(layer: Any) -> None:
+    inner = layer.forward
+    layer.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.skipif(not TRANSFORMERS_5, reason="layers of transformers 4 ask for no such thing")
+@pytest.mark.parametrize("first", ["patch", "wrapper"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_layer_whose_forward_somebody_wraps_goes_on_recomputing(first: str, alone: bool) -> None:
+    """transformers' layers recompute only while the class's forward is the one that they are."""
+    model = tiny_model("gemma2").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert recomputations(model) == 2
+    if first == "wrapper":
+        wrap(model.model.layers[0])
+    for _ in range(1 if alone else 2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KernelPatchWarning)  # that it is not reached
+            if alone:
+                hf_kernel_patch.apply_kernel("torch_fused_add_rmsnorm", model=model)
+            else:
+                hf_kernel_patch.patch_transformers("add_rms_norm", models="gemma2", backend="torch")
+        assert recomputations(model) == 2
+        if first == "patch":
+            wrap(model.model.layers[0])
+            assert recomputations(model) == 2
+        (row,) = hf_kernel_patch.status()
+        assert row.outcome == "shadowed"
+        hf_kernel_patch.unpatch()
+        assert recomputations(model) == 2

@@ -89,6 +89,10 @@ def test_a_class_that_is_patched_after_one_model_is_told_not_to_reach_it(
     model = tiny_model("llama").eval()
     before = logits(model)
     hf_kernel_patch.apply_kernel(SWIGLU, model=model)
+    with monkeypatch.context() as for_a_while:
+        for_a_while.setattr(llama().LlamaMLP, "forward", lambda self, x: x)
+        assert "was patched later by" in row("LlamaMLP.forward").reason
+    assert row("LlamaMLP.forward").reason == ""
     monkeypatch.setattr(llama().LlamaMLP, "forward", lambda self, x: x)
     assert "was patched later by" in row("LlamaMLP.forward").reason
     assert "does not reach this model" in row("LlamaMLP.forward").reason

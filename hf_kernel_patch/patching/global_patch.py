@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hf_kernel_patch import models
@@ -16,7 +17,7 @@ from hf_kernel_patch.patching import watching
 from hf_kernel_patch.patching.construction import modules_of_models
 from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
-from hf_kernel_patch.patching.ledger import Attribute
+from hf_kernel_patch.patching.ledger import Attribute, undo_all
 from hf_kernel_patch.patching.lookup import (
     exists_here,
     globals_holding,
@@ -136,17 +137,15 @@ class Activation:
 
     def _take_back(self, since: int) -> list[str]:
         """End all requests but the first ``since``, newest first."""
-        blocked: list[str] = []
-        for record, holder in reversed(self._held[since:]):
-            blocked += record.remove(holder)
+        ended = self._held[since:]
         del self._held[since:]
-        return blocked
+        return undo_all(partial(record.remove, holder) for record, holder in reversed(ended))
 
     def _consider(self, architecture: Architecture) -> None:
         """A row for every target of the table that a chosen kernel serves."""
         for target in architecture.targets:
             if exists_here(target):
-                self._add(architecture.name, target, expected=not known()[target.code].unserved)
+                self._add(architecture.name, target, expected=True)
 
     def _discover(self, module: str) -> None:
         """A row for what is found in a module without a table, and not in an earlier look."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,23 @@ class Ledger:
             else:
                 entry.slot.write(entry.before)
             return None
+
+
+def undo_all(steps: Iterable[Callable[[], list[str]]]) -> list[str]:
+    """Do every step, whatever another one raises, and then raise the first of that.
+
+    Returns the labels that the steps return, of slots that a foreign patch keeps from us.
+    """
+    labels: list[str] = []
+    failures: list[BaseException] = []
+    for step in steps:
+        try:
+            labels += step()
+        except BaseException as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return labels
 
 
 def _before_fork() -> None:

@@ -13,7 +13,7 @@ from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.patching.construction import modules_of
-from hf_kernel_patch.patching.ledger import Entry, Slot
+from hf_kernel_patch.patching.ledger import Entry, Slot, undo_all
 from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.records import ledger
@@ -47,6 +47,8 @@ class Application:
         self._selection = models.select(tables)
         self.explicit = explicit
         self.rows: dict[Target, Row] = {}
+        #: What a kernel leaves to the original from the beginning, as the rows say it.
+        self._leaves: dict[Target, str] = {}
         self.modules: list[Module] = []
         self.model = weakref.ref(model)
         #: What a kernel's own ``apply`` has changed.
@@ -70,6 +72,7 @@ class Application:
                         self._take((architecture, target), module, name, None)
                 elif calls_by_name(module, name, function):
                     self._take((architecture, target), module, "forward", (owner, name, function))
+        self.look()
 
     def _in_tables(self) -> list[tuple[str, Target]]:
         """(architecture, target) of the tables, as far as their modules are imported."""
@@ -93,13 +96,20 @@ class Application:
 
     def look(self) -> None:
         """Make the rows say what is true now."""
-        for row in self.rows.values():
-            if row.outcome == SHADOWED:
-                row.outcome, row.reason = PATCHED, ""
+        for target, row in self.rows.items():
+            if row.outcome in (PATCHED, SHADOWED):
+                row.outcome, row.reason = PATCHED, self._leaves.get(target, "")
+        found: dict[int, list[tuple[Row, str, str]]] = {}
         for one in self.modules:
             for wish in one.wishes:
                 if wish.application is self and wish.row.outcome == PATCHED:
-                    wish.row.outcome, wish.row.reason = one.state(wish, wish.row.reason)
+                    state = one.state(wish, wish.row.reason)
+                    found.setdefault(id(wish.row), []).append((wish.row, *state))
+        for states in found.values():
+            shadowed = [state for state in states if state[1] == SHADOWED]
+            row, row.outcome, row.reason = (shadowed or states)[0]
+            if 0 < len(shadowed) < len(states):
+                row.reason = f"of {len(states)} modules {len(shadowed)}: {row.reason}"
 
     def release(self, model: Any = None) -> list[str]:
         """Give the modules of a model (all by default) back; labels of what a foreign patch holds.
@@ -115,13 +125,18 @@ class Application:
             elif label := ledger.pop(entry):
                 blocked.append(label)
         self.entries = kept[::-1]
-        for one in reversed(self.modules[:]):
-            if chosen is None or one.module is None or id(one.module) in chosen:
-                blocked += one.remove([w for w in one.wishes if w.application is self])
-                self.modules.remove(one)
+        ended = [
+            one
+            for one in reversed(self.modules)
+            if chosen is None or one.module is None or id(one.module) in chosen
+        ]
+        self.modules = [one for one in self.modules if one not in ended]
         if not self.alive() and self in applications:
             applications.remove(self)
-        return blocked
+        return blocked + undo_all(partial(self._let_go, one) for one in ended)
+
+    def _let_go(self, one: Module) -> list[str]:
+        return one.remove([wish for wish in one.wishes if wish.application is self])
 
     def _elsewhere(self, model: Any) -> set[int]:
         """The modules of the model that was patched, where it and ``model`` are two models."""
@@ -163,14 +178,13 @@ class Application:
             row.outcome, row.reason = SKIPPED, reason
             return
         patch.add(Wish(method, asked, row, self))
-        row.code, row.original = target.code, source_hash(patch.original(method))
-        row._diff = partial(_diff, weakref.ref(patch), method)
         if patch not in self.modules:
             self.modules.append(patch)
+        row.code, row.original = target.code, source_hash(patch.original(method))
+        row._diff = partial(_diff, weakref.ref(patch), method)
         row.instances = (row.instances or 0) + 1
-        row.reason = row.reason or ("" if self.explicit else known()[target.code].leaves(module))
-        if row.outcome == PATCHED:
-            row.outcome, row.reason = patch.state(patch.wishes[-1], row.reason)
+        if not self.explicit and not self._leaves.get(target):
+            self._leaves[target] = known()[target.code].leaves(module)
 
 
 def _diff(reference: weakref.ref[Module], method: str) -> str:
@@ -247,4 +261,4 @@ def require_model(model: Any) -> None:
 def release(model: Any = None) -> list[str]:
     """Give one model back, or all; the labels of places that a foreign patch holds."""
     with ledger.lock:
-        return [label for app in reversed(applications[:]) for label in app.release(model)]
+        return undo_all(partial(app.release, model) for app in reversed(applications[:]))

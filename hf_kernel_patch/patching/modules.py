@@ -14,6 +14,7 @@ from hf_kernel_patch.patching.report import PATCHED, SHADOWED, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
 from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.source import innermost, made_by_us, original_of
+from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
 OWN_FORWARDS = ("forward", "_old_forward")
 _patched: dict[int, Module] = {}
@@ -44,6 +45,8 @@ class Module:
         self._class: Entry | None = None
         self._forwards: list[tuple[Entry, Callable[[Any], Any]]] = []
         self.composed: dict[str, Composed] = {}
+        #: Of a copy, what the copied module runs, whatever its class runs by now.
+        self._as_in_twin: dict[str, Any] = {}
 
     @property
     def module(self) -> Any:
@@ -53,7 +56,9 @@ class Module:
     def original(self, method: str) -> Any:
         """What the module's own class runs; while it is patched, what it ran then."""
         made = self.composed.get(method)
-        return original_of(getattr(self.root, method)) if made is None else made.original
+        if made is not None:
+            return made.original
+        return self._as_in_twin.get(method) or original_of(getattr(self.root, method))
 
     def asks(self, method: str, request: Request, application: Any) -> bool:
         """Whether an equal request is served already, of an application to the same model."""
@@ -106,9 +111,13 @@ class Module:
         module = self.module
         if module is None:
             return wish.row.outcome, reason
-        owned = vars(module).get("_old_forward", vars(module).get("forward"))
-        if wish.method == "forward" and owned is not None and not self._is_ours(owned):
+        if wish.method == "forward" and (owned := self._foreign_forward()) is not None:
             return SHADOWED, f"a module owns a forward ({describe(owned)}) and is not reached"
+        if wish.method not in self.composed:
+            return (
+                SHADOWED,
+                "a module had a forward of its own when it was patched: unpatch it first",
+            )
         runs = getattr(type(module), wish.method, None)
         if innermost(runs) is not innermost(self.original(wish.method)):
             return SHADOWED, f"a module runs {describe(runs)} instead"
@@ -117,6 +126,23 @@ class Module:
             was = f"{self.root.__qualname__}.{wish.method} was patched later by {describe(now)}"
             return PATCHED, f"{was}, which does not reach this model: unpatch it first"
         return PATCHED, reason
+
+    def _foreign_forward(self) -> Any:
+        """The forward that the module owns, where it is none of ours; what hooks keep, if any."""
+        owned = vars(self.module).get("_old_forward", vars(self.module).get("forward"))
+        return None if self._is_ours(owned) else owned
+
+    def _is_left(self, method: str) -> bool:
+        """Whether a layer stays in its class, since what it owns may call the class's forward.
+
+        That would recompute no activations where the module's class had another one.
+        """
+        if method != "forward" or method in self.composed:
+            return False
+        owned, original = self._foreign_forward(), self.original(method)
+        if owned is None or is_plain_bound(owned, self.module, original):
+            return False
+        return bool(cells_of_itself(original))
 
     def _is_ours(self, owned: Any) -> bool:
         made = made_by_us(getattr(owned, "__func__", None))
@@ -128,11 +154,15 @@ class Module:
             return
         made: dict[str, Composed] = {}
         for method in dict.fromkeys(one.method for one in self.wishes):
+            if self._is_left(method):
+                continue
             original = self.original(method)
             asked = requests_on(original)
             requests = {one.code: one for one in (asked.requests if asked else ())}
             requests |= {w.request.code: w.request for w in self.wishes if w.method == method}
             made[method] = composed(original, self.root, tuple(requests.values()), alone=True)
+        if not made and self._class is None:
+            return
         kind = subclass(self.root, {name: one.function for name, one in made.items()}, adopt)
         if self._class is None:
             self._class = ledger.push(ClassOf(module), kind)
@@ -155,6 +185,8 @@ class Module:
             assert site.modules is not None
             site.modules[self._key] = counters
             site.active = True
+        for cell in made.itself:
+            cell.cell_contents = made.function
 
     def _leave(self, before: dict[str, Composed], made: dict[str, Composed]) -> None:
         """Take the module from the sites that no longer serve it."""
@@ -165,6 +197,9 @@ class Module:
                     site.modules.pop(self._key, None)
                     if not site.modules:
                         site.release()
+            if not any(site.active for site in one.sites.values()):
+                for cell in one.itself:  # somebody may have kept it, of a layer that recomputes
+                    cell.cell_contents = one.original
 
     def _reach(self, module: Any, made: Composed) -> None:
         """The class's forward that the module owns, bound to itself, becomes ours too."""
@@ -195,6 +230,7 @@ def adopt(module: Any, twin: Any) -> None:
         return
     with ledger.lock:
         copied = Module(twin)
+        copied._as_in_twin = {name: made.original for name, made in known.composed.items()}
         for name in OWN_FORWARDS:
             function = getattr(vars(twin).get(name), "__func__", None)
             if function is not None and original_of(function) is not function:

@@ -14,6 +14,7 @@ from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.composing import difference, made_of, source_hash
 from hf_kernel_patch.recognition.source import original_of
+from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
 ledger = Ledger()
 _records: dict[int, Record] = {}
@@ -41,6 +42,7 @@ class Record:
         self.holders: list[Holder] = []
         self._slots: list[tuple[Entry, Callable[[Any], Any]]] = []
         self._made: list[Composed] = []
+        self._itself = cells_of_itself(original)
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -127,13 +129,13 @@ class Record:
             listener(self)
 
     def _tell_who_stands(self, function: Any) -> None:
-        """Let all that was made of the original, which somebody may hold, know what stands there.
+        """Let the original and all that was made of it know what stands there.
 
-        A layer's forward that a hook has kept would else no longer recompute activations.
+        A layer's forward that somebody has kept would else no longer recompute activations.
         """
-        for made in made_of(self.original):
-            for cell in made.itself:
-                cell.cell_contents = function
+        made = made_of(self.original)
+        for cell in [*self._itself, *(cell for one in made for cell in one.itself)]:
+            cell.cell_contents = function
 
     def _install(self, made: Composed) -> None:
         older = [one for one in self._made if one is not made]

@@ -16,7 +16,7 @@ from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
 from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
-from hf_kernel_patch.recognition.wrappers import holds, innermost_of, rewrapped
+from hf_kernel_patch.recognition.wrappers import cells_of_itself, innermost_of, rewrapped
 from hf_kernel_patch.registry import Kernel
 
 
@@ -53,9 +53,12 @@ class Composed:
     def __init__(self, original: Any, function: Any, sites: Mapping[Request, Site]):
         self.original, self.function, self.sites = original, function, sites
         function.__hf_kernel_patch__ = self
-        #: Where the function holds itself: transformers' layers ask whether the class's forward
-        #: is still the one that runs, and only then recompute their activations.
-        self.itself = [cell for cell in function.__closure__ or () if holds(cell, function)]
+        self.itself = cells_of_itself(function)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Composed:
+        # Wrappers that copied the function's attributes, as accelerate's hooks do, are copied with
+        # their model.
+        return self
 
 
 # Made once for a function and equal requests, so that patching again costs neither time nor a

@@ -36,9 +36,10 @@ def rewrapped(value: Any, inner: FunctionType, new: FunctionType) -> Any:
     for cell in value.__closure__ or ():
         held = _contents(cell)
         found = found or held is below
-        if _keeps(held, below) and held is not value:
+        own = original_of(held) is value  # what was made of it may stand in its cell meanwhile
+        if _keeps(held, below) and not own:
             raise CannotRewrite(f"{_name(value)} wraps it in an unknown way")
-        cells.append(itself if held is value else CellType(wrapped) if held is below else cell)
+        cells.append(itself if own else CellType(wrapped) if held is below else cell)
     if not found:
         raise CannotRewrite(f"{_name(value)} wraps it in an unknown way")
     made = FunctionType(
@@ -51,9 +52,18 @@ def rewrapped(value: Any, inner: FunctionType, new: FunctionType) -> Any:
     return made
 
 
-def holds(cell: CellType, value: Any) -> bool:
-    """Whether a cell holds a value."""
-    return _contents(cell) is value
+def cells_of_itself(function: Any) -> list[CellType]:
+    """Where a function holds itself, or what was made of it and stands in its place.
+
+    transformers' layers ask whether the class's forward is still the one that runs, and only then
+    recompute their activations.
+    """
+    cells = getattr(function, "__closure__", None) or ()
+    return [
+        cell
+        for cell in cells
+        if (held := _contents(cell)) is function or original_of(held) is function
+    ]
 
 
 def _contents(cell: CellType) -> Any:

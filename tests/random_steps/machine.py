@@ -49,7 +49,7 @@ class Options:
     #: A forward that somebody keeps still checkpoints when its patch has ended.
     kept_forwards: bool = True
     #: A layer whose forward somebody has wrapped, and which is patched then, still checkpoints.
-    wrapped_layers: bool = False
+    wrapped_layers: bool = True
     #: Nothing is remembered of a copy that is gone when its model is given back.
     leaks: bool = True
     #: A step that fails inside leaves also the sites' own bookkeeping as it was.
