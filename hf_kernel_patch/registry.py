@@ -65,6 +65,14 @@ class BaseKernel:
         return None
 
     @classmethod
+    def no_gain(cls, *arguments: Any) -> str | None:
+        """Why this call, which it could take, stays with the original unless the kernel was named.
+
+        None where it pays. For an op that is slower than the original at a size or in a dtype.
+        """
+        return None
+
+    @classmethod
     def load(cls) -> Callable[..., Any]:
         """The op's function, imported now."""
         function = cls.function

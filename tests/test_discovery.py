@@ -313,11 +313,8 @@ def test_near_misses_and_missing_sources_do_not_warn(recwarn: pytest.WarningsRec
     assert not [one for one in recwarn if one.category is KernelPatchWarning]
 
 
-#: In a branch, the first keeps decoding from being captured; the second is called on request.
-NOT_LISTED = {
-    ("glm4_moe", "Glm4MoeAttention.forward"),
-    ("deepseek_v3", "apply_rotary_pos_emb_interleave"),
-}
+#: In a branch, they keep decoding from being captured.
+NOT_LISTED = {("glm4_moe", "Glm4MoeAttention.forward")}
 
 
 @pytest.mark.skipif(

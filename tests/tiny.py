@@ -25,7 +25,7 @@ ROWS = tuple(
     (name, target)
     for name, table in architectures().items()
     for target in table.targets
-    if exists_here(target) and not known()[target.code].unserved
+    if exists_here(target)
 )
 VOCABULARY = 128
 _SIZES: dict[str, Any] = {
@@ -70,7 +70,6 @@ _LATENT = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
-    "rope_interleave": False,
     "head_dim": 8,
 }
 _VISION = {

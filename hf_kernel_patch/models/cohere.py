@@ -1,4 +1,4 @@
-"""Cohere's Command R: layer norms and an interleaved rotary, of which no form is here."""
+"""Cohere's Command R: layer norms without a kernel, and a rotary of neighbours."""
 
 from hf_kernel_patch.models.table import Architecture
 

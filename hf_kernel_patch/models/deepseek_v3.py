@@ -7,6 +7,7 @@ ARCHITECTURE = Architecture(
     {
         "DeepseekV3RMSNorm.forward": "rms_norm.llama",
         "apply_rotary_pos_emb": "rope.full",
+        "apply_rotary_pos_emb_interleave": "rope.deepseek",
         "DeepseekV3MLP.forward": "gated_product",
         "DeepseekV3Experts.forward": ("moe.stacked", ">=5.13"),
         "DeepseekV3NaiveMoe.forward": ("moe.stacked", ">=5,<5.13"),

@@ -1,4 +1,4 @@
-"""GPT-OSS: experts and a rotary of its own, of which no kernel is here."""
+"""GPT-OSS: gated experts with biases, and a rotary of its own."""
 
 from hf_kernel_patch.models.table import Architecture
 

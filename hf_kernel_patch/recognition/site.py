@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from hf_kernel_patch.recognition.modules import compiling, hooked_everywhere
-from hf_kernel_patch.registry import Kernel
+from hf_kernel_patch.registry import BaseKernel, Kernel
 
 SERVED = "served"
 #: What a call is counted as that replayed CUDA graphs.
@@ -35,6 +35,7 @@ class Site:
 
     __slots__ = (
         "__weakref__",
+        "_chooses",
         "_compiling",
         "_guard",
         "_number",
@@ -62,6 +63,9 @@ class Site:
         self.op = kernel.load()
         self.original = original
         self.explicit = explicit
+        #: Whether the kernel leaves calls to the original that it could take: what costs no time
+        #: where it does not.
+        self._chooses = not explicit and kernel.no_gain.__func__ is not BaseKernel.no_gain.__func__  # type: ignore[attr-defined]
         self.options = {**kernel.options, **(options or {})}
         self.active = False
         #: What to do when the last patch lets go of the site.
@@ -103,6 +107,7 @@ class Site:
             or (self.swallowed and self._replaced(module))
             or self._guard(self.kernel, arguments)
             or self.kernel.refuse(*arguments)
+            or (self._chooses and self.kernel.no_gain(*arguments))
         )
         if counting:
             self.count(reason or SERVED, module)

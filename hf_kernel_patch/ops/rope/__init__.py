@@ -21,7 +21,7 @@ from hf_kernel_patch.ops.rope.shapes import (
 from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 GRADIENT = "cos or sin needs a gradient"
-DIMENSIONS = "q and k are not of four dimensions or cos not of three"
+DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"
 
 
 @register_kernel
@@ -51,6 +51,13 @@ class TorchFusedRoPE(BaseKernel):
             return "cos is wider than q, of an odd width or of another than sin"
         if k is not None and k.shape[-1] != size:
             return "q and k differ in the size of a head"
+        return None
+
+    @classmethod
+    def no_gain(cls, q: Any, k: Any, cos: Any, sin: Any, *options: Any) -> str | None:
+        pairs = options[2] if len(options) > 2 else HALVES
+        if pairs != HALVES and q.dtype.itemsize > 2:
+            return "pairs of neighbours are no faster in float32 than the original"
         return None
 
 
