@@ -66,7 +66,7 @@ def rows() -> list[dict[str, Any]]:
         }
         for architecture in models.architectures().values()
         for target in architecture.targets
-        if exists_here(target) and not known()[target.code].unserved
+        if exists_here(target)
     ]
 
 

@@ -31,8 +31,6 @@ class Leaf:
             the replacement, a function of the very same parameters.
         helpers: source of what the function calls by name ("rotate_half", or "self._norm" for a
             method), which has to match as well; several sources if any of them will do.
-        unserved: why no op serves this code, for a leaf without variants: it is in a table for
-            the report to say so.
         leaves: why the replacement leaves a module as it is now to the original, unless its
             kernel was asked for by name; "" where it does not.
         inherited: whether classes that inherit the function have it replaced too, in modules
@@ -43,7 +41,6 @@ class Leaf:
     op: str
     variants: Mapping[str, Adapter]
     helpers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    unserved: str = ""
     leaves: Callable[[Any], str] = lambda module: ""
     inherited: bool = False
 
@@ -52,8 +49,6 @@ class Leaf:
 
         ``owner`` is the class or the module that holds it.
         """
-        if self.unserved:
-            return self.unserved
         function = innermost(value)
         if reason := why_foreign(function, owner):
             return reason
@@ -114,7 +109,6 @@ class Rule:
     find: Callable[[Function, str], Found]
     serve: Callable[[Site], Callable[..., Any]]
     helper: str
-    unserved: str = ""
     entry: Entry | None = None
     names: str = ""
 

@@ -31,7 +31,10 @@ def text(model: Any) -> dict[str, Any]:
 def pixels(model: Any) -> dict[str, Any]:
     """An image for each row, where tokens of the image stand for its features."""
     image = {"pixel_values": noise(BATCH, 3, *[_size(model.config)] * 2)}
-    return {**_with_tokens(model, image), **image}
+    found = {**_with_tokens(model, image), **image}
+    if model.config.model_type == "gemma3":  # before transformers 5.6 it trains with them alone
+        found["token_type_ids"] = (found["input_ids"] == _image_token(model.config)).int()
+    return found
 
 
 def sized(model: Any) -> dict[str, Any]:

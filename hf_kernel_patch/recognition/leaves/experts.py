@@ -133,11 +133,3 @@ register(
         leaves=_reported,
     )
 )
-register(
-    Leaf(
-        "moe.interleaved",
-        "moe",
-        {},
-        unserved="no kernel computes experts that are interleaved, transposed and biased",
-    )
-)
