@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -33,11 +35,24 @@ def discover(scope: Mapping[str, Any], module: str) -> list[Finding]:
     ``scope`` are the module's globals and ``module`` its name.
     """
     found: list[Finding] = []
-    for qualname, value, owner in _members(scope, module):
-        function: Any = innermost(original_of(value))
-        if isinstance(function, FunctionType) and why_foreign(function, owner) is None:
-            found += _findings(qualname, original_of(value), function, owner)
-    return found + _inherited(scope, module, {known()[one.code].op for one in found})
+    with _no_collection():
+        for qualname, value, owner in _members(scope, module):
+            function: Any = innermost(original_of(value))
+            if isinstance(function, FunctionType) and why_foreign(function, owner) is None:
+                found += _findings(qualname, original_of(value), function, owner)
+        return found + _inherited(scope, module, {known()[one.code].op for one in found})
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Syntax trees are many objects and little garbage: collecting it takes a third of the time."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _inherited(scope: Mapping[str, Any], module: str, ops: set[str]) -> list[Finding]:
