@@ -101,13 +101,13 @@ class Application:
                 row.outcome, row.reason = PATCHED, self._leaves.get(target, "")
         found: dict[int, list[tuple[Row, str, str]]] = {}
         for one in self.modules:
-            for wish in one.wishes:
+            for wish in one.wishes if one.module is not None else ():
                 if wish.application is self and wish.row.outcome == PATCHED:
                     state = one.state(wish, wish.row.reason)
                     found.setdefault(id(wish.row), []).append((wish.row, *state))
         for states in found.values():
             shadowed = [state for state in states if state[1] == SHADOWED]
-            row, row.outcome, row.reason = (shadowed or states)[0]
+            row, row.outcome, row.reason = (shadowed or sorted(states, key=lambda s: not s[2]))[0]
             if 0 < len(shadowed) < len(states):
                 row.reason = f"of {len(states)} modules {len(shadowed)}: {row.reason}"
 

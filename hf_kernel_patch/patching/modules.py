@@ -98,7 +98,10 @@ class Module:
             return
         for name in OWN_FORWARDS:
             value = vars(module).get(name)
-            if self._is_ours(value) and original_of(value.__func__) is made.original:
+            if not self._is_ours(value) or original_of(value.__func__) is not made.original:
+                continue
+            kept = made_by_us(value.__func__).sites.values()
+            if any(site.modules is not None for site in kept):  # and not of a global patch
                 vars(module)[name] = bound_to(module)(type(module).forward)
 
     def refresh(self, record: Record) -> None:
@@ -109,8 +112,6 @@ class Module:
     def state(self, wish: Wish, reason: str) -> tuple[str, str]:
         """The outcome of a wish now, and the reason for it; ``reason`` is what it has already."""
         module = self.module
-        if module is None:
-            return wish.row.outcome, reason
         if wish.method == "forward" and (owned := self._foreign_forward()) is not None:
             return SHADOWED, f"a module owns a forward ({describe(owned)}) and is not reached"
         if wish.method not in self.composed:
@@ -172,7 +173,7 @@ class Module:
         for method, one in made.items():
             self._enter(method, one, requests_on(one.original))
         self._leave(before, made)
-        if "forward" in made:
+        if "forward" in made and made["forward"] is not before.get("forward"):
             self._reach(module, made["forward"])
 
     def _enter(self, method: str, made: Composed, asked: Record | None) -> None:

@@ -245,7 +245,9 @@ def counted(machine: Machine, pair: Pair, before: Counter[int]) -> None:
     skipped = {
         row.site for row in rows if row.outcome != "patched" or row.site.endswith("_for_decode")
     }
-    ops = {row.op for row in rows if row.outcome == "patched" and row.architecture == pair.family}
+    # A row is shadowed by one model's module while others are served.
+    known = [row for row in rows if row.outcome in ("patched", "shadowed")]
+    ops = {row.op for row in known if row.architecture == pair.family}
     for row in rows:
         if row.architecture == pair.family and row.site not in skipped:
             if row.op == "rope" and "qk_norm_rope" in ops:
