@@ -71,6 +71,11 @@ def test_page_is_that_of_the_record() -> None:
     assert page.PATH.read_text(encoding="utf-8") == page.text(record.load())
 
 
+def test_as_many_families_are_served_as_were_asked_for() -> None:
+    totals = page.totals(record.load())
+    assert {op: totals[op] for op in page.OPS if totals[op] < page.OPS[op][1]} == {}
+
+
 def test_record_has_every_case() -> None:
     recorded = {(family, name) for family, found in record.load().items() for name in found}
     assert recorded == {(case.family, case.name) for case in CASES}
