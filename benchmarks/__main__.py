@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ops, e2e, decode, convergence, imports, report."""
+"""``python -m benchmarks``: ops, e2e, decode, convergence, imports, discovery, report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import hf_kernel_patch
 from benchmarks import (
     cases,
     convergence,
+    discovery,
     e2e,
     imports,
     launch,
@@ -223,6 +224,16 @@ def import_time(quick: Quick = False, out: Out = None) -> None:
     row = result["rows"][0]
     console.print(f"import hf_kernel_patch: {row['statement_ms']:.1f} ms, ", end="")
     console.print(f"{row['more_ms']:.1f} ms more than an empty process; heavy: {row['heavy']}")
+    console.print(path)
+
+
+@app.command("discovery")
+def discovery_time(quick: Quick = False, out: Out = None) -> None:
+    """What looking for known code costs, by module and in the whole of transformers."""
+    result = header("discovery", "cpu", "") | {"rows": [discovery.measure(3 if quick else None)]}
+    path = results.write(result, _folder(out, "cpu"), "discovery")
+    row = result["rows"][0]
+    console.print(f"{row['median_ms']:.0f} ms in the median, at most {row['largest_ms']:.0f} ms")
     console.print(path)
 
 

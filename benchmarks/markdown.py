@@ -130,6 +130,21 @@ def _imports(rows: list[Row]) -> Iterable[str]:
     )
 
 
+def _discovery(rows: list[Row]) -> Iterable[str]:
+    row = rows[-1]
+    yield f"Known code is looked for in {row['median_ms']:.0f} ms of CPU time a modelling module in"
+    yield f"the median, after an import of {row['import_median_ms']:.0f} ms, and in"
+    yield f"{row['largest_ms']:.0f} ms at most, of {row['looked_at']} modules;"
+    yield f"{row['modules'] - row['looked_at']} more could not be imported."
+    yield ""
+    yield from (f"- `{one['module']}`: {one['ms']:.0f} ms" for one in row["slowest"])
+    yield ""
+    for label, spent in zip(("at first", "again, from its cache"), row["list_s"]):
+        yield f"- `hf-kernel-patch list --models` {label}: {spent['wall']:.1f} s, of which CPU"
+        yield f"  {spent['cpu']:.1f} s"
+    yield ""
+
+
 def _convergence(rows: list[Row]) -> Iterable[str]:
     first = rows[0]
     yield (
@@ -163,6 +178,7 @@ _BODIES = {
     "e2e": lambda rows: _models(rows, decode=False),
     "decode": lambda rows: _models(rows, decode=True),
     "imports": _imports,
+    "discovery": _discovery,
 }
 
 

@@ -137,6 +137,14 @@ def test_import_time_is_measured_and_nothing_heavy_is_imported(tmp_path: Path) -
     assert row["slowest"][0]["self_us"] >= row["slowest"][-1]["self_us"] > 0
 
 
+def test_discovery_is_measured(tmp_path: Path) -> None:
+    command("discovery", "--quick", "--out", str(tmp_path))
+    (row,) = written(tmp_path)["rows"]
+    assert 0 < row["median_ms"] <= row["largest_ms"]
+    command("report", str(tmp_path), "--into", str(tmp_path / "RESULTS.md"))
+    assert f"{row['median_ms']:.0f} ms of CPU time" in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_slowest_modules_are_read_from_what_python_prints() -> None:
     line = "import time: {:9} | {:9} | {}\n".format
     lines = line(90, 90, "zipimport") + line(7, 97, "site") + line(5, 5, "  b") + line(9, 14, "a")
