@@ -272,6 +272,20 @@ def test_a_patch_that_cannot_reach_who_kept_a_replacement_says_so(other_rope: st
     gc.collect()
 
 
+def test_a_holder_that_is_only_not_collected_yet_is_no_reason_to_complain(other_rope: str) -> None:
+    hf_kernel_patch.patch_transformers(ROPE, models="llama")
+    gc.disable()
+    try:
+        kept: list[Any] = [llama().apply_rotary_pos_emb]
+        kept.append(lambda: kept)  # a cycle
+        del kept
+        hf_kernel_patch.unpatch()
+        hf_kernel_patch.patch_transformers(other_rope, models="llama", strict=True)
+    finally:
+        gc.enable()
+    hf_kernel_patch.unpatch()
+
+
 class FrontTrainer(Trainer):
     """Sets a forward of its own after its construction, as TRL's trainers do."""
 

@@ -107,9 +107,15 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
         for made in made_of(record.original)
         if made is not record.composed
     }
+    if not older or not _kept(older):
+        return {}
+    gc.collect()  # closures are cycles as often as not: they may be dead but not collected yet
+    return _kept(older)
+
+
+def _kept(older: dict[int, tuple[Any, Record]]) -> dict[int, str]:
+    """As ``kept_of_earlier``, of functions by their ids, each with its record."""
     kept: dict[int, str] = {}
-    if not older:
-        return kept
     for holder in gc.get_referrers(*(function for function, _ in older.values())):
         if isinstance(holder, dict):
             kinds = [one for one in gc.get_referrers(holder) if isinstance(one, type)]

@@ -51,8 +51,9 @@ def end(activation: Active) -> None:
 
 
 def _wanted(module: str) -> bool:
-    tables = {architecture.module for architecture in models.architectures().values()}
-    return module in tables or models.is_modelling(module)
+    return models.is_modelling(module) or any(
+        architecture.module == module for architecture in models.architectures().values()
+    )
 
 
 def _imported(module: Any) -> None:

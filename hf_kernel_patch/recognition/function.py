@@ -209,19 +209,25 @@ def _blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
         yield from _blocks(handler)
 
 
+Key = tuple[int, str]  #: A function's first line, that of its first decorator, and its name.
+
+
 @dataclass
 class _File:
-    """A parsed file: its functions by (first line, name), each with the class around it."""
+    """Where the functions of a file stand: key -> (last line, the class around it)."""
 
     lines: list[str]
-    functions: dict[tuple[int, str], tuple[Node, str]]
+    functions: dict[Key, tuple[int, str]]
     imported: frozenset[str]
 
 
-# Several rules look at one function after another.
+# Several rules look at one function after another, and discovery at one after another of a file.
+# Trees are kept of the last files alone: they are by far the most objects that we make, and each
+# collection of garbage would walk through all of them.
 _last: list[Function] = []
-# Files stay parsed, since a module is looked at function by function.
 _files: dict[str, _File] = {}
+_trees: dict[str, dict[Key, Node]] = {}
+_KEPT = 4
 
 
 def function_of(value: FunctionType) -> Function:
@@ -232,30 +238,43 @@ def function_of(value: FunctionType) -> Function:
     lines = linecache.getlines(code.co_filename, scope)
     if not lines:
         raise NoSource(f"the source of {scope.get('__name__')} cannot be read")
+    if _last and _last[0].value is value and _last[0].lines is lines:
+        return _last[0]
     file = _files.get(code.co_filename)
     if file is None or file.lines is not lines:
         try:
-            file = _files[code.co_filename] = _parsed(lines)
+            file = _parsed(code.co_filename, lines)
         except (SyntaxError, ValueError) as error:
             raise NoSource(f"the source of {scope.get('__name__')} is no Python: {error}") from None
-    found = file.functions.get((code.co_firstlineno, code.co_name))
-    if found is None:
+    key = code.co_firstlineno, code.co_name
+    if key not in file.functions:
         raise NoSource(f"{code.co_qualname} is not where its code says, in {code.co_filename}")
-    if _last and _last[0].value is value and _last[0].node is found[0]:
-        return _last[0]
-    _last[:] = [Function(value, found[0], lines, found[1], file.imported)]
+    last_line, class_name = file.functions[key]
+    tree = _trees.get(code.co_filename, {}).get(key) or _alone(lines, key, last_line)
+    _last[:] = [Function(value, tree, lines, class_name, file.imported)]
     return _last[0]
 
 
-def _parsed(lines: list[str]) -> _File:
-    functions: dict[tuple[int, str], tuple[Node, str]] = {}
+def _alone(lines: list[str], key: Key, last_line: int) -> Node:
+    """The tree of one function of a file that was parsed before, at the same lines and columns."""
+    first_line, name = key
+    before = "\n" * (first_line - 1)
+    if lines[first_line - 1][:1].isspace():
+        before = before[1:] + "if True:\n"
+    tree = ast.parse(before + "".join(lines[first_line - 1 : last_line]))
+    return next(one for one in ast.walk(tree) if isinstance(one, Node) and one.name == name)
+
+
+def _parsed(filename: str, lines: list[str]) -> _File:
+    functions: dict[Key, tuple[int, str]] = {}
+    trees: dict[Key, Node] = {}
     imported: set[str] = set()
     todo: list[tuple[ast.AST, str, bool]] = [(ast.parse("".join(lines)), "", True)]
     while todo:
         node, class_name, outside = todo.pop()
         if isinstance(node, ast.FunctionDef):
-            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            functions[first, node.name] = node, class_name
+            key = min([node.lineno, *(one.lineno for one in node.decorator_list)]), node.name
+            functions[key], trees[key] = (node.end_lineno or node.lineno, class_name), node
             outside = False
         elif isinstance(node, ast.ClassDef):
             class_name, outside = node.name, False
@@ -265,4 +284,9 @@ def _parsed(lines: list[str]) -> _File:
         for handler in [*getattr(node, "handlers", ()), *getattr(node, "cases", ())]:
             inside += handler.body
         todo += [(one, class_name, outside) for one in inside]
-    return _File(lines, functions, frozenset(imported - {"*"}))
+    _trees.pop(filename, None)
+    _trees[filename] = trees
+    for older in list(_trees)[:-_KEPT]:
+        _trees.pop(older, None)
+    _files[filename] = _File(lines, functions, frozenset(imported - {"*"}))
+    return _files[filename]

@@ -41,7 +41,9 @@ def test_logits_are_bit_for_bit_those_of_eager_without_the_experts(
         eager = model(tokens()).logits
         with hf_kernel_patch.patched(ops, models=name, strict=True) as report:
             assert torch.equal(model(tokens()).logits, eager)
-    assert all(row.served for row in report if row.site.endswith(("Norm.forward", "pos_emb")))
+    assert all(row.served for row in report if row.site.endswith("Norm.forward"))
+    rotary = [row.served for row in report if row.op == "rope"]
+    assert any(rotary) or not rotary  # of DeepSeek-V3's two the config chooses one
     assert not any(row.handed_back for row in report)
 
 
