@@ -272,13 +272,18 @@ def test_a_patch_that_cannot_reach_who_kept_a_replacement_says_so(other_rope: st
     gc.collect()
 
 
+def leave_a_cycle(value: Any) -> None:
+    """A closure that holds a value, and itself, so that it is not freed at once."""
+
+    def held() -> Any:
+        return value, held
+
+
 def test_a_holder_that_is_only_not_collected_yet_is_no_reason_to_complain(other_rope: str) -> None:
     hf_kernel_patch.patch_transformers(ROPE, models="llama")
     gc.disable()
     try:
-        kept: list[Any] = [llama().apply_rotary_pos_emb]
-        kept.append(lambda: kept)  # a cycle
-        del kept
+        leave_a_cycle(llama().apply_rotary_pos_emb)
         hf_kernel_patch.unpatch()
         hf_kernel_patch.patch_transformers(other_rope, models="llama", strict=True)
     finally:
