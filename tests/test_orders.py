@@ -26,7 +26,7 @@ from tests.probes import (
     served,
     watched_kernel,
 )
-from tests.tiny import ARCHITECTURES, modelling, tiny_model
+from tests.tiny import ARCHITECTURES, TRANSFORMERS_5, modelling, tiny_model
 
 PATCHED_LLAMA = {
     NORM: "LlamaRMSNorm.forward",
@@ -276,3 +276,25 @@ def test_all_models_are_patched_by_default(before: dict[str, Any]) -> None:
         now = places()
         assert {site for site in now if now[site] is not objects[site]} == patched
     assert changed(objects) == set()
+
+
+@pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 chooses no experts for decoding")
+@pytest.mark.parametrize("first", [0, 1])
+def test_classes_that_inherit_one_function_are_patched_and_given_back_one_by_one(
+    first: int,
+) -> None:
+    classes = {
+        "qwen3_moe": modelling("qwen3_moe").Qwen3MoeForCausalLM,
+        "mixtral": modelling("mixtral").MixtralForCausalLM,
+    }
+    name = "_optimize_model_for_decode"
+    before = {kind: getattr(kind, name) for kind in classes.values()}
+    blocks = [hf_kernel_patch.patched("moe", models=model, backend="torch") for model in classes]
+    for block in blocks:
+        block.__enter__()
+    assert all(name in vars(kind) for kind in classes.values())
+    blocks[first].__exit__(None, None, None)
+    assert [name in vars(kind) for kind in classes.values()] == [first == 1, first == 0]
+    blocks[1 - first].__exit__(None, None, None)
+    assert all(name not in vars(kind) for kind in classes.values())
+    assert all(getattr(kind, name) is value for kind, value in before.items())

@@ -240,7 +240,7 @@ class Activation:
         record.add(holder)
         self._held.append((record, holder))
         if slot is not None:
-            record.hold(slot)
+            record.hold(slot, holder=holder)
 
     def _reach_instances(self, classes: dict[type, tuple[Record, Row]]) -> None:
         """Instances that own a forward bypass their class: reach inside of those bound to it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
@@ -24,10 +24,14 @@ changed: list[Callable[[Record], None]] = []
 
 @dataclass(eq=False)
 class Holder:
-    """A request in force, and the row that reports it."""
+    """A request in force, the row that reports it, and the keys of the slots that it is for.
+
+    Classes that inherit one function have it in slots of their own, each asked for by itself.
+    """
 
     request: Request
     row: Row
+    slots: set[tuple[int, Any]] = field(default_factory=set)
 
 
 class Record:
@@ -72,8 +76,15 @@ class Record:
         """The ids of what was made of the original in earlier patches, which somebody may hold."""
         return [id(made.function) for made in made_of(self.original)]
 
-    def hold(self, slot: Slot, bind: Callable[[Any], Any] = lambda function: function) -> None:
-        """Install what is made in a slot, too."""
+    def hold(
+        self,
+        slot: Slot,
+        bind: Callable[[Any], Any] = lambda function: function,
+        holder: Holder | None = None,
+    ) -> None:
+        """Install what is made in a slot, too; for one holder alone, or as long as there is any."""
+        if holder is not None:
+            holder.slots.add(slot.key)
         if not any(entry.slot.key == slot.key for entry, _ in self._slots):
             self._slots.append((ledger.push(slot, bind(self.function)), bind))
 
@@ -95,8 +106,11 @@ class Record:
         """End a request; labels of slots that a foreign patch keeps from the original."""
         self.holders.remove(holder)
         if self.holders:
+            only = holder.slots.difference(*(other.slots for other in self.holders))
+            labels = [ledger.pop(entry) for entry, _ in self._slots if entry.slot.key in only]
+            self._slots = [one for one in self._slots if one[0].slot.key not in only]
             self._update()
-            return []
+            return [label for label in labels if label]
         for made in self._made:
             for site in made.sites.values():
                 site.release()
