@@ -239,7 +239,8 @@ def counted(machine: Machine, pair: Pair, before: Counter[int]) -> None:
     mine = {id(module) for module in pair.model.modules()}
     rows = [row for row in hf_kernel_patch.status() if row.scope == "global"]
     for application in model_patch.applications:
-        wishes = [wish for one in application.modules if one._key in mine for wish in one.wishes]
+        alive = [one for one in application.modules if one.module is not None]
+        wishes = [wish for one in alive if one._key in mine for wish in one.wishes]
         rows += {id(w.row): w.row for w in wishes if w.application is application}.values()
     sites: dict[str, int] = {}
     skipped = {
