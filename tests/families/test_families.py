@@ -30,8 +30,8 @@ LANGUAGE = re.compile(
     r"(?!Auto)(?!\w+PreTrainedModel)"
     r"\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration|ForVisionText2Text|ForProteinText2Text)"
 )
-#: ``python -m tests.families`` runs them all; a run of the tests takes one of three.
-EVERY = 3
+#: ``python -m tests.families`` runs them all; a run of the tests takes one of six.
+EVERY = 6
 HERE = CASES[::EVERY] if RECORDED else [case for case in CASES if case.family in SAMPLE]
 
 
