@@ -68,9 +68,9 @@ def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
 @pytest.mark.parametrize(
     ("q", "cos", "why"),
     [
-        ((4, 9, 64), (1, 9, 64), "four dimensions"),
+        ((4, 9, 64), (1, 9, 64), "of the dimensions that cos"),
         ((1, 4, 9, 64), (9, 64), "batch and length"),  # as (B, S, heads, D)
-        ((1, 4, 9, 64), (64,), "four dimensions"),
+        ((1, 4, 9, 64), (64,), "of the dimensions that cos"),
         ((1, 4, 9, 900), (1, 9, 896), "under 896"),
         ((1, 1000, 2, 16), (1, 2, 16), "under 1000"),
         ((1000, 1, 2, 16), (1, 2, 16), "under 1000"),
