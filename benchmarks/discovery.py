@@ -17,7 +17,7 @@ from benchmarks.environment import unpatched_environment
 def measure(limit: int | None = None) -> dict[str, Any]:
     """CPU seconds of discovery by module, and of ``list --models`` without and with its cache.
 
-    ``limit`` is how many families are looked at, all by default; then nothing is listed.
+    ``limit`` is how many modules are looked at, all by default; then nothing is listed.
     """
     from hf_kernel_patch import models
     from hf_kernel_patch.recognition.discovery import discover

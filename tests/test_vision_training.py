@@ -36,8 +36,8 @@ SERVED = {
 #: Where the memory of the loss is measured.
 VOCABULARY, ROWS, WORDS, IMAGES = 4096, 32, 250, 2
 #: Options of the loss -> how many times less memory its logits take than the original's, at least:
-#: 8 and 50 times were seen, half of it where a part was freed late.
-SAVING: list[tuple[dict[str, Any], float]] = [({}, 3.5), ({"memory_mib": 4}, 15.0)]
+#: 8 and 50 times alone; of the second 21 once, beside other tests, for a reason not found.
+SAVING: list[tuple[dict[str, Any], float]] = [({}, 6.0), ({"memory_mib": 4}, 15.0)]
 
 
 def train(

@@ -19,8 +19,7 @@ TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
 ARCHITECTURES = tuple(
     name for name, table in architectures().items() if any(map(exists_here, table.targets))
 )
-#: Every row (architecture, target) of the tables that the installed transformers has and an op
-#: serves.
+#: Every row (architecture, target) of the tables that the installed transformers has.
 ROWS = tuple(
     (name, target)
     for name, table in architectures().items()
@@ -28,7 +27,7 @@ ROWS = tuple(
     if exists_here(target)
 )
 VOCABULARY = 128
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -126,9 +125,9 @@ def modelling(name: str) -> Any:
 def tiny_config(name: str, **changes: Any) -> Any:
     """A config of two small layers."""
     if name in _SEEING:
-        text = {**_SIZES, **_EXPERTS, **_SEEING[name], **changes}
+        text = {**SIZES, **_EXPERTS, **_SEEING[name], **changes}
         return AutoConfig.for_model(name, text_config=text, vision_config=_VISION)
-    own = {**_SIZES, **_OWN.get(name, {}), **changes}
+    own = {**SIZES, **_OWN.get(name, {}), **changes}
     return AutoConfig.for_model(_TEXT.get(name, name), **own)
 
 

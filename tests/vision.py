@@ -13,23 +13,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.tiny import TRANSFORMERS_5
+from tests.tiny import SIZES, TRANSFORMERS_5, VOCABULARY
 
-VOCABULARY = 128
 PATCH, SIDE = 8, 32  #: Of the vision towers: pixels of a patch, and of an image's side.
-_TEXT: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.1,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_TEXT: dict[str, Any] = {**SIZES, "max_position_embeddings": 4096, "initializer_range": 0.1}
 _TOWER: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,

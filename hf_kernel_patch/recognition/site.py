@@ -63,9 +63,10 @@ class Site:
         self.op = kernel.load()
         self.original = original
         self.explicit = explicit
-        #: Whether the kernel leaves calls to the original that it could take: what costs no time
-        #: where it does not.
-        self._chooses = not explicit and kernel.no_gain.__func__ is not BaseKernel.no_gain.__func__  # type: ignore[attr-defined]
+        #: Whether ``no_gain`` is asked at each call: of a kernel that was not named and has one.
+        self._chooses = not explicit and (
+            kernel.no_gain.__func__ is not BaseKernel.no_gain.__func__  # type: ignore[attr-defined]
+        )
         self.options = {**kernel.options, **(options or {})}
         self.active = False
         #: What to do when the last patch lets go of the site.

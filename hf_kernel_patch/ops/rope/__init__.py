@@ -54,8 +54,17 @@ class TorchFusedRoPE(BaseKernel):
         return None
 
     @classmethod
-    def no_gain(cls, q: Any, k: Any, cos: Any, sin: Any, *options: Any) -> str | None:
-        pairs = options[2] if len(options) > 2 else HALVES
+    def no_gain(
+        cls,
+        q: Any,
+        k: Any,
+        cos: Any,
+        sin: Any,
+        unsqueeze_dim: int = 1,
+        cast: bool = False,
+        pairs: str = HALVES,
+        *options: Any,
+    ) -> str | None:
         if pairs != HALVES and q.dtype.itemsize > 2:
             return "pairs of neighbours are no faster in float32 than the original"
         return None
