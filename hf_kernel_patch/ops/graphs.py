@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
+
+from hf_kernel_patch.ops.collection import no_collection
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -71,7 +72,8 @@ def capture(function: Callable[..., Tensors], examples: Sequence[torch.Tensor]) 
     inputs = copied(examples)
     side.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side), _no_collection():
+    # Python's collector might destroy another graph, which a capture does not survive.
+    with torch.cuda.stream(side), no_collection():
         joined(function(*inputs))
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
@@ -96,15 +98,3 @@ def joined(outputs: Tensors) -> tuple[Tensors, list[int] | None]:
     if len(outputs) < 2 or len(shapes) != 1 or any(o.dim() != 4 for o in outputs):
         return outputs, None
     return (torch.cat(outputs, dim=1),), [output.shape[1] for output in outputs]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's collector might destroy another graph, which a capture does not survive."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from hf_kernel_patch.ops.collection import no_collection
 from hf_kernel_patch.recognition.edits import CannotRewrite, edited
 from hf_kernel_patch.recognition.function import NoSource, function_of
 from hf_kernel_patch.recognition.known import Leaf, Rule, known, why_foreign
@@ -35,24 +34,13 @@ def discover(scope: Mapping[str, Any], module: str) -> list[Finding]:
     ``scope`` are the module's globals and ``module`` its name.
     """
     found: list[Finding] = []
-    with _no_collection():
+    # Syntax trees are many objects and little garbage: collecting it takes a third of the time.
+    with no_collection():
         for qualname, value, owner in _members(scope, module):
             function: Any = innermost(original_of(value))
             if isinstance(function, FunctionType) and why_foreign(function, owner) is None:
                 found += _findings(qualname, original_of(value), function, owner)
         return found + _inherited(scope, module, {known()[one.code].op for one in found})
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Syntax trees are many objects and little garbage: collecting it takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _inherited(scope: Mapping[str, Any], module: str, ops: set[str]) -> list[Finding]:
