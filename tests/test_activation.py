@@ -19,7 +19,7 @@ from torch import nn
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import architectures
-from tests.probes import (
+from tests.support.probes import (
     LAYERS,
     NORM,
     ROPE,
@@ -31,7 +31,7 @@ from tests.probes import (
     served,
     watched_kernel,
 )
-from tests.tiny import modelling, tiny_model
+from tests.support.tiny import modelling, tiny_model
 
 
 @pytest.fixture

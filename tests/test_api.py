@@ -12,8 +12,8 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchError, KernelPatchWarning
-from tests.probes import LAYERS, MOE, NORM, ROPE, changed, llama, places
-from tests.tiny import modelling, tiny_model
+from tests.support.probes import LAYERS, MOE, NORM, ROPE, changed, llama, places
+from tests.support.tiny import modelling, tiny_model
 
 NORM_PLACE = {"LlamaRMSNorm.forward"}
 

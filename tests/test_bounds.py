@@ -20,8 +20,8 @@ from hf_kernel_patch import KernelPatchCallback, registry, settings
 from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.errors import LONGEST, shown, unknown
 from hf_kernel_patch.settings import UNSET, KernelConfig, load_kernel_config, resolve
-from tests.probes import places, same, watched_kernel
-from tests.tiny import tiny_model
+from tests.support.probes import places, same, watched_kernel
+from tests.support.tiny import tiny_model
 
 LOSS = "linear_cross_entropy"
 COPIES = {

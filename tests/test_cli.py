@@ -18,7 +18,7 @@ import hf_kernel_patch
 from hf_kernel_patch import models, registry
 from hf_kernel_patch import version as package_version
 from hf_kernel_patch.cli.commands import app
-from tests.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
+from tests.support.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
 
 ROOT = Path(hf_kernel_patch.__file__).parent.parent
 

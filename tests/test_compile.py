@@ -11,8 +11,8 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
-from tests.probes import LAYERS, changed, handed_back, llama, places, served
-from tests.tiny import TRANSFORMERS_5, modelling, ops_of, tiny_model, tokens
+from tests.support.probes import LAYERS, changed, handed_back, llama, places, served
+from tests.support.tiny import TRANSFORMERS_5, modelling, ops_of, tiny_model, tokens
 
 WHY = "torch.compile fuses the original itself"
 #: Models that compile as one graph; in transformers 4 a list of experts does not.

@@ -13,8 +13,8 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import architectures
-from tests.probes import LAYERS, MOE, NORM, ROPE, SWIGLU, logits, served
-from tests.tiny import modelling, tiny_config
+from tests.support.probes import LAYERS, MOE, NORM, ROPE, SWIGLU, logits, served
+from tests.support.tiny import modelling, tiny_config
 
 NAME = "smollm3"
 PLACES = ("SmolLM3RMSNorm.forward", "apply_rotary_pos_emb", "SmolLM3MLP.forward")

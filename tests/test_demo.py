@@ -22,7 +22,7 @@ from hf_kernel_patch.cli import demo
 from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.cli.demo import memory, models, worker
 from hf_kernel_patch.cli.demo.text import batches, documentation
-from tests.tiny import ops_of
+from tests.support.tiny import ops_of
 
 TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(200))
 

@@ -26,8 +26,8 @@ from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.discovery import discover
 from hf_kernel_patch.recognition.static import scope_of
 from hf_kernel_patch.version import NEWEST_TRANSFORMERS
-from tests.probes import LAYERS, llama, served
-from tests.tiny import ARCHITECTURES, modelling, tiny_config, tokens
+from tests.support.probes import LAYERS, llama, served
+from tests.support.tiny import ARCHITECTURES, modelling, tiny_config, tokens
 
 LOSS = "torch_fused_linear_cross_entropy"
 EVERY = ",".join((*LAYERS, "torch_fused_add_rmsnorm", LOSS))

@@ -19,7 +19,7 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.recognition import known
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md",)} | {

@@ -17,7 +17,7 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching import model_patch, records, watching
 from hf_kernel_patch.recognition import composing, known
 from hf_kernel_patch.recognition.leaves.norms import LLAMA
-from tests.probes import (
+from tests.support.probes import (
     LAYERS,
     MOE,
     NORM,
@@ -28,7 +28,7 @@ from tests.probes import (
     places,
     watched_kernel,
 )
-from tests.tiny import largest_error, outputs_and_gradients, tiny_model
+from tests.support.tiny import largest_error, outputs_and_gradients, tiny_model
 
 
 @pytest.fixture

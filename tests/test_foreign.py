@@ -12,8 +12,18 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.patching import records, watching
-from tests.probes import LAYERS, NORM, ROPE, changed, llama, logits, places, served, watched_kernel
-from tests.tiny import tiny_model
+from tests.support.probes import (
+    LAYERS,
+    NORM,
+    ROPE,
+    changed,
+    llama,
+    logits,
+    places,
+    served,
+    watched_kernel,
+)
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)

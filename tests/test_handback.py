@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hf_kernel_patch
-from tests.probes import LAYERS, MOE, changed, handed_back, llama, logits, places, served
-from tests.tiny import (
+from tests.support.probes import LAYERS, MOE, changed, handed_back, llama, logits, places, served
+from tests.support.tiny import (
     TRANSFORMERS_5,
     largest_error,
     layer_ops_of,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_kernel_patch
-from tests.probes import run_python
+from tests.support.probes import run_python
 
 ROOT = Path(hf_kernel_patch.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

@@ -13,8 +13,8 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
 from hf_kernel_patch.patching import records
-from tests.probes import logits, watched_kernel
-from tests.scope import (
+from tests.support.probes import logits, watched_kernel
+from tests.support.scope import (
     LAYERS,
     LOSS,
     MOE,
@@ -29,7 +29,7 @@ from tests.scope import (
     state,
     unchanged,
 )
-from tests.tiny import (
+from tests.support.tiny import (
     ARCHITECTURES,
     largest_error,
     layer_ops_of,

@@ -17,8 +17,8 @@ from hf_kernel_patch import (
     unpatch,
 )
 from hf_kernel_patch.patching import modules
-from tests.scope import MOE, NORM, ROPE, SWIGLU, same, state
-from tests.tiny import layer_ops_of, modelling, tiny_model
+from tests.support.scope import MOE, NORM, ROPE, SWIGLU, same, state
+from tests.support.tiny import layer_ops_of, modelling, tiny_model
 
 
 def defaults() -> set[str]:

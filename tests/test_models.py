@@ -9,7 +9,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch.patching.lookup import locate
-from tests.tiny import (
+from tests.support.tiny import (
     ARCHITECTURES,
     ROWS,
     TRANSFORMERS_5,

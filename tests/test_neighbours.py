@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, KernelPatchWarning
-from tests.probes import changed, llama, places, run_python, served
-from tests.scope import same, shared, state, unchanged
-from tests.tiny import (
+from tests.support.probes import changed, llama, places, run_python, served
+from tests.support.scope import same, shared, state, unchanged
+from tests.support.tiny import (
     largest_error,
     layer_ops_of,
     ops_of,

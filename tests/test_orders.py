@@ -12,7 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch.patching import records, watching
-from tests.probes import (
+from tests.support.probes import (
     LAYERS,
     MOE,
     NORM,
@@ -26,7 +26,7 @@ from tests.probes import (
     served,
     watched_kernel,
 )
-from tests.tiny import ARCHITECTURES, TRANSFORMERS_5, modelling, tiny_model
+from tests.support.tiny import ARCHITECTURES, TRANSFORMERS_5, modelling, tiny_model
 
 PATCHED_LLAMA = {
     NORM: "LlamaRMSNorm.forward",

@@ -25,9 +25,9 @@ from hf_kernel_patch import (
     registry,
     unpatch,
 )
-from tests.probes import logits, served
-from tests.scope import NORM, needs_pickle, same, shared, state, unchanged
-from tests.tiny import largest_error, outputs_and_gradients, tiny_model
+from tests.support.probes import logits, served
+from tests.support.scope import NORM, needs_pickle, same, shared, state, unchanged
+from tests.support.tiny import largest_error, outputs_and_gradients, tiny_model
 
 
 class DeviceType(StrEnum):

@@ -17,8 +17,8 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchWarning
 from hf_kernel_patch.models import architectures
-from tests.probes import run_python
-from tests.tiny import layer_ops_of
+from tests.support.probes import run_python
+from tests.support.tiny import layer_ops_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_kernel_patch.KernelPatchWarning")
 OPS = layer_ops_of("llama")

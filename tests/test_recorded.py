@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.probes import LAYERS, MOE, llama, logits, owned, same, served
-from tests.tiny import TRANSFORMERS_5, layer_ops_of, tiny_model, tokens
+from tests.support.probes import LAYERS, MOE, llama, logits, owned, same, served
+from tests.support.tiny import TRANSFORMERS_5, layer_ops_of, tiny_model, tokens
 
 
 @pytest.mark.skipif(TRANSFORMERS_5, reason="the versions tested from 5 on keep no forward after it")

@@ -11,7 +11,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import BaseKernel, KernelUnavailableError, registry, settings
-from tests.probes import MOE, NORM, ROPE, SWIGLU, watched_kernel
+from tests.support.probes import MOE, NORM, ROPE, SWIGLU, watched_kernel
 
 LOSS = "torch_fused_linear_cross_entropy"
 

@@ -14,8 +14,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchWarning
-from tests.probes import handed_back, llama, logits, served
-from tests.tiny import TRANSFORMERS_5, modelling, outputs_and_gradients, tiny_model
+from tests.support.probes import handed_back, llama, logits, served
+from tests.support.tiny import TRANSFORMERS_5, modelling, outputs_and_gradients, tiny_model
 
 # architecture, op, where the function stands in the modelling module, reason of the fallback
 HELPERS = [

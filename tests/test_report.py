@@ -13,8 +13,8 @@ import pytest
 import hf_kernel_patch
 from hf_kernel_patch import PatchReport, Row
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED
-from tests.probes import LAYERS, NORM, ROPE, handed_back, llama, logits, served
-from tests.tiny import tiny_model
+from tests.support.probes import LAYERS, NORM, ROPE, handed_back, llama, logits, served
+from tests.support.tiny import tiny_model
 
 ROWS = (
     Row("llama", "m.LlamaRMSNorm.forward", "rms_norm", NORM, PATCHED),

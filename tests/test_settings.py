@@ -10,7 +10,7 @@ import pytest
 import hf_kernel_patch
 from hf_kernel_patch import settings
 from hf_kernel_patch.settings import UNSET, KernelConfig, Settings, load_kernel_config, resolve
-from tests.probes import NORM, ROPE
+from tests.support.probes import NORM, ROPE
 
 # name -> variable, (argument and what it is read as), the same from the environment and a config
 LEVELS: dict[str, tuple[str, tuple[Any, Any], tuple[str, Any], tuple[Any, Any]]] = {

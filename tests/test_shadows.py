@@ -16,7 +16,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, KernelPatchError, KernelPatchWarning
-from tests.probes import (
+from tests.support.probes import (
     LAYERS,
     NORM,
     ROPE,
@@ -29,7 +29,7 @@ from tests.probes import (
     same,
     served,
 )
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 
 def hook_everything(model: Any) -> Any:

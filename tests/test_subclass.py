@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
-from tests.probes import logits, run_python, served
-from tests.scope import LAYERS, NORM, ROPE, build, close, kinds, needs_pickle, same, state
-from tests.tiny import (
+from tests.support.probes import logits, run_python, served
+from tests.support.scope import LAYERS, NORM, ROPE, build, close, kinds, needs_pickle, same, state
+from tests.support.tiny import (
     TRANSFORMERS_5,
     largest_error,
     layer_ops_of,

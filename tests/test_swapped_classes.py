@@ -10,9 +10,9 @@ from torch import nn
 
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, apply_default_kernels, unpatch
-from tests.probes import logits, served
-from tests.scope import LAYERS, close, kinds, parts_of, same, state
-from tests.tiny import tiny_model
+from tests.support.probes import logits, served
+from tests.support.scope import LAYERS, close, kinds, parts_of, same, state
+from tests.support.tiny import tiny_model
 
 
 class Mixin:

@@ -11,7 +11,7 @@ import pytest
 from hf_kernel_patch import registry
 from hf_kernel_patch.patching.ledger import Ledger
 from hf_kernel_patch.registry import Scan
-from tests.probes import run_python, watched_kernel
+from tests.support.probes import run_python, watched_kernel
 
 #: Runs ``ask()`` in many threads at the same moment and prints how many answers there are.
 TOGETHER = """

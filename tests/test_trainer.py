@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchCallback
-from tests.tiny import error, tiny_model, tokens
+from tests.support.tiny import error, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 LAYERS = "rms_norm,rope,swiglu"

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hf_kernel_patch
-from tests.probes import LAYERS, changed, logits, places, served
-from tests.tiny import ARCHITECTURES, layer_ops_of, modelling, tiny_model, tokens
+from tests.support.probes import LAYERS, changed, logits, places, served
+from tests.support.tiny import ARCHITECTURES, layer_ops_of, modelling, tiny_model, tokens
 
 NAMES = ("llama", "gemma2", "qwen3_moe")
 #: Whether ``kernels`` has made a module of the rotary function.

@@ -10,8 +10,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch.cli.doctor import examine
 from hf_kernel_patch.models import architectures
-from tests.test_models import NOT_IN_FLOAT64, UNUSED
-from tests.tiny import (
+from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,
     error,
@@ -19,6 +18,7 @@ from tests.tiny import (
     outputs_and_gradients,
     tiny_model,
 )
+from tests.test_models import NOT_IN_FLOAT64, UNUSED
 
 pytestmark = pytest.mark.versions
 

@@ -18,8 +18,8 @@ import hf_kernel_patch
 from hf_kernel_patch.patching.report import PatchReport
 from tests import vision
 from tests.families.run import FLOOR, kernels
-from tests.probes import handed_back
-from tests.tiny import TRANSFORMERS_5
+from tests.support.probes import handed_back
+from tests.support.tiny import TRANSFORMERS_5
 
 LOSS = "linear_cross_entropy"
 STEPS = 3

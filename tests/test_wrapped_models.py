@@ -18,9 +18,9 @@ from hf_kernel_patch import (
     apply_kernel,
     unpatch,
 )
-from tests.probes import logits, owned, served
-from tests.scope import LAYERS, NORM, called, close, kinds, parts_of, same, state
-from tests.tiny import (
+from tests.support.probes import logits, owned, served
+from tests.support.scope import LAYERS, NORM, called, close, kinds, parts_of, same, state
+from tests.support.tiny import (
     TRANSFORMERS_5,
     largest_error,
     modelling,

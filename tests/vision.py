@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from tests.tiny import SIZES, TRANSFORMERS_5, VOCABULARY
+from tests.support.tiny import SIZES, TRANSFORMERS_5, VOCABULARY
 
 PATCH, SIDE = 8, 32  #: Of the vision towers: pixels of a patch, and of an image's side.
 _TEXT: dict[str, Any] = {**SIZES, "max_position_embeddings": 4096, "initializer_range": 0.1}

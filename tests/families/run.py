@@ -16,7 +16,7 @@ import torch
 
 import hf_kernel_patch
 from tests.families.building import Case, inputs_of, packed_inputs, reset_seeds, tiny_model
-from tests.tiny import error
+from tests.support.tiny import error
 
 #: Float32 results that are nearer to each other than this are taken as equal.
 NEAR = 3e-6

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.functional import cross_entropy
 
 import hf_kernel_patch
-from tests.tiny import error, tiny_model, tokens
+from tests.support.tiny import error, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 MESH: Any = None

@@ -21,7 +21,7 @@ from tests.families.building import Case, inputs_of, reset_seeds, tiny_model
 from tests.families.cases import CASES
 from tests.families.run import TIMES
 from tests.npu.device import KERNELS
-from tests.tiny import error
+from tests.support.tiny import error
 
 pytestmark = pytest.mark.skipif(
     transformers.__version__ != record.TRANSFORMERS,

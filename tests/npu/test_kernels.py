@@ -11,8 +11,9 @@ import torch
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npu.test_rope import rotary
 from tests.npusim import calls, reset_calls
-from tests.ops import cases_add_rms_norm, cases_rms_norm, cases_rope, cases_swiglu, test_moe
-from tests.ops.checks import (
+from tests.ops import test_moe
+from tests.support.ops import cases_add_rms_norm, cases_rms_norm, cases_rope, cases_swiglu
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -21,7 +22,7 @@ from tests.ops.checks import (
     check_double_backward,
     check_saves_nothing,
 )
-from tests.tiny import error
+from tests.support.tiny import error
 
 TABLES = (cases_rms_norm, cases_add_rms_norm, cases_rope, cases_swiglu, test_moe)
 

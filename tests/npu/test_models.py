@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from tests.npusim import reset_calls
-from tests.probes import places
-from tests.tiny import (
+from tests.support.probes import places
+from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,
     error,

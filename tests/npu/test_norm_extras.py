@@ -9,7 +9,7 @@ import torch
 
 from tests.npu.device import drawn, function_of, kernel_of
 from tests.npusim import calls, reset_calls
-from tests.ops.checks import BF16, F32
+from tests.support.ops.checks import BF16, F32
 
 EAGER = {"rsqrt", "pow.Tensor_Scalar", "mean.dim"}
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map
 from hf_kernel_patch.ops.rope import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npusim import calls, reset_calls
-from tests.ops import cases_rope
-from tests.ops.checks import BF16, F16, F32
-from tests.tiny import error
+from tests.support.ops import cases_rope
+from tests.support.ops.checks import BF16, F16, F32
+from tests.support.tiny import error
 
 
 def rotary(

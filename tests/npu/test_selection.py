@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch import devices
-from tests.probes import run_python
-from tests.tiny import TRANSFORMERS_5, error, tiny_model, tokens
+from tests.support.probes import run_python
+from tests.support.tiny import TRANSFORMERS_5, error, tiny_model, tokens
 
 IDS = ("npu_fused_rmsnorm", "npu_fused_rope", "npu_fused_swiglu", "npu_fused_moe")
 

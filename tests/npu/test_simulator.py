@@ -24,7 +24,7 @@ from tests.npusim import build
 from tests.npusim.agreement import META_DIFFERS, Disagreement, check_meta, check_returns
 from tests.npusim.install import kernel_of
 from tests.npusim.operators import Operator, operators
-from tests.tiny import error, largest_error, outputs_and_gradients, tiny_model, tokens
+from tests.support.tiny import error, largest_error, outputs_and_gradients, tiny_model, tokens
 
 CALLS = Callable[[], dict[str, int]]
 

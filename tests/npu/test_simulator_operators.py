@@ -10,7 +10,7 @@ import torch
 import torch_npu
 from torch.nn import functional as F
 
-from tests.tiny import error
+from tests.support.tiny import error
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 #: ||found - truth|| / ||truth||: a few roundings of the result, which are all there are.

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.ops import (
+from tests.ops import test_linear_cross_entropy, test_moe
+from tests.support.ops import (
     cases_add_rms_norm,
     cases_qk_norm_rope,
     cases_rms_norm,
     cases_rope,
     cases_swiglu,
-    test_linear_cross_entropy,
-    test_moe,
 )
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     Case,
     backends,
     check_backend,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_kernel_patch.ops.linear_cross_entropy import TorchFusedLinearCrossEntropy, chunks
 from hf_kernel_patch.ops.linear_cross_entropy import torch as torch_backend
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -22,7 +22,7 @@ from tests.ops.checks import (
     device_of,
     draw,
 )
-from tests.tiny import error
+from tests.support.tiny import error
 
 VOCABULARY, HIDDEN = 101, 61
 ITEMS = {

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hf_kernel_patch.ops.moe import TorchFusedMoE, reference
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -22,7 +22,7 @@ from tests.ops.checks import (
     device_of,
     draw,
 )
-from tests.tiny import ARCHITECTURES, TRANSFORMERS_5, error, modelling, tiny_config
+from tests.support.tiny import ARCHITECTURES, TRANSFORMERS_5, error, modelling, tiny_config
 
 EXPERTS = 5
 #: Hidden size and width of an expert. Grouped products want rows of whole 16 bytes.

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from hf_kernel_patch.ops.moe import CudaFusedMoE, NpuFusedMoE, TorchFusedMoE, reference
 from hf_kernel_patch.ops.moe.reference import Gating
-from tests.ops.checks import (
+from tests.ops.test_moe import EVEN, EXPERTS, KNOWS_SENTINEL, ODD, ROUTES
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -24,8 +25,7 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.test_moe import EVEN, EXPERTS, KNOWS_SENTINEL, ODD, ROUTES
-from tests.tiny import ARCHITECTURES, TRANSFORMERS_5, error, modelling, tiny_config
+from tests.support.tiny import ARCHITECTURES, TRANSFORMERS_5, error, modelling, tiny_config
 
 pytestmark = pytest.mark.skipif(
     not TRANSFORMERS_5 or "gpt_oss" not in ARCHITECTURES, reason="has no stacked experts of GPT-OSS"

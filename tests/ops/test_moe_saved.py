@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_kernel_patch.ops.moe import TorchFusedMoE
 from tests.ops import test_moe, test_moe_gated
-from tests.ops.checks import backends, device_of
-from tests.recognition.moe_kernels import KERNELS, registered
+from tests.support.moe_kernels import KERNELS, registered
+from tests.support.ops.checks import backends, device_of
 
 ROUTES = ("several experts", "experts without tokens", "experts of another rank")
 CASES = [

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hf_kernel_patch.ops.qk_norm_rope import CudaFusedQKNormRoPE
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -26,7 +26,7 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import GPU, MARKS, here
+from tests.support.ops.interpreted import GPU, MARKS, here
 
 pytestmark = MARKS
 EPS, SIZE, HEADS = 1e-6, 10, (3, 1)

@@ -10,7 +10,7 @@ import torch
 
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy, chunks
 from tests.ops import test_linear_cross_entropy as plain
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     F32,
     Case,
     check_backend,
@@ -18,8 +18,8 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
-from tests.tiny import error
+from tests.support.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 LOSS = here(CudaFusedLinearCrossEntropy)

@@ -11,7 +11,7 @@ import torch
 from hf_kernel_patch.ops.moe import CudaFusedMoE
 from hf_kernel_patch.ops.moe.reference import moe as reference
 from tests.ops import test_moe
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -22,8 +22,8 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
-from tests.tiny import error
+from tests.support.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = MARKS
 MOE = here(CudaFusedMoE)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tests.ops.checks import BF16, F16, draw
-from tests.ops.interpreted import DEVICE, MARKS, needs_gpu
 from tests.ops.test_triton_rms_norm import EACH, EPS, FUNCTIONS, RMS_NORM, flat, operands, outcome
-from tests.tiny import error
+from tests.support.ops.checks import BF16, F16, draw
+from tests.support.ops.interpreted import DEVICE, MARKS, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = MARKS
 #: name -> the operator that torch.compile sees, and its last arguments.

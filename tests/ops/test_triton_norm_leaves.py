@@ -10,10 +10,10 @@ import torch
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm
-from tests.ops.interpreted import DEVICE, MARKS, here
-from tests.probes import handed_back, served
-from tests.recognition.norm_originals import EACH, F32, inputs, outcome, patched
-from tests.tiny import error
+from tests.support.norm_originals import EACH, F32, inputs, outcome, patched
+from tests.support.ops.interpreted import DEVICE, MARKS, here
+from tests.support.probes import handed_back, served
+from tests.support.tiny import error
 
 pytestmark = MARKS
 F16 = torch.float16

@@ -13,8 +13,8 @@ from hf_kernel_patch.ops import launch
 from hf_kernel_patch.ops.add_rms_norm import CudaFusedAddRMSNorm
 from hf_kernel_patch.ops.add_rms_norm.reference import add_rms_norm as add_reference
 from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm, reference
-from tests.ops import cases_add_rms_norm, cases_rms_norm
-from tests.ops.checks import (
+from tests.support.ops import cases_add_rms_norm, cases_rms_norm
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -24,8 +24,8 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
-from tests.tiny import error
+from tests.support.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = MARKS
 NORM, ADD = here(CudaFusedRMSNorm), here(CudaFusedAddRMSNorm)

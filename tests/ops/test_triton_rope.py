@@ -13,8 +13,8 @@ from hf_kernel_patch.ops.qk_norm_rope import CudaFusedQKNormRoPE
 from hf_kernel_patch.ops.qk_norm_rope.reference import qk_norm_rope as normed_reference
 from hf_kernel_patch.ops.rope import CudaFusedRoPE
 from hf_kernel_patch.ops.rope.reference import rope as rope_reference
-from tests.ops import cases_qk_norm_rope, cases_rope
-from tests.ops.checks import (
+from tests.support.ops import cases_qk_norm_rope, cases_rope
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -25,8 +25,8 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
-from tests.tiny import error
+from tests.support.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = MARKS
 ROPE, NORMED = here(CudaFusedRoPE), here(CudaFusedQKNormRoPE)

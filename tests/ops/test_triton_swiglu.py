@@ -10,8 +10,8 @@ import torch
 
 from hf_kernel_patch.ops.swiglu import CudaFusedSwiGLU
 from hf_kernel_patch.ops.swiglu.reference import swiglu as reference
-from tests.ops import cases_swiglu
-from tests.ops.checks import (
+from tests.support.ops import cases_swiglu
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -21,8 +21,8 @@ from tests.ops.checks import (
     check_saves_nothing,
     draw,
 )
-from tests.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
-from tests.tiny import error
+from tests.support.ops.interpreted import DEVICE, GPU, MARKS, here, needs_gpu
+from tests.support.tiny import error
 
 pytestmark = MARKS
 SWIGLU = here(CudaFusedSwiGLU)

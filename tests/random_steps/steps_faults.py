@@ -17,7 +17,7 @@ from hf_kernel_patch.recognition import composing
 from tests.random_steps import snapshot, steps_models, steps_patch
 from tests.random_steps.machine import Inapplicable, Machine
 from tests.random_steps.worlds import LATE, REAL, Pair, Violation, plain, real
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 
 class Injected(RuntimeError):

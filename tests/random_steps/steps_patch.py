@@ -13,7 +13,7 @@ from tests.random_steps.foreign import Place
 from tests.random_steps.machine import Inapplicable, Machine
 from tests.random_steps.snapshot import check_nothing_held
 from tests.random_steps.worlds import FAMILIES, REAL, Pair, Violation
-from tests.scope import LAYERS, LOSS, MOE, NORM, ROPE, SWIGLU
+from tests.support.scope import LAYERS, LOSS, MOE, NORM, ROPE, SWIGLU
 
 OPS = ("rms_norm", "rope", "swiglu", "add_rms_norm", "qk_norm_rope", "moe", "linear_cross_entropy")
 IDS = (NORM, ROPE, SWIGLU, MOE, LOSS, "torch_fused_add_rmsnorm", "torch_fused_qk_norm_rope")

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from tests.scope import build
-from tests.tiny import VOCABULARY
+from tests.support.scope import build
+from tests.support.tiny import VOCABULARY
 
 REAL, PLAIN = "real", "plain"
 FAMILIES = ("llama", "qwen3", "gemma2", "qwen3_moe")

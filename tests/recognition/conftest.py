@@ -9,7 +9,7 @@ import pytest
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition.rules.head_loss.logits import Logits
-from tests.tiny import tiny_model, tokens
+from tests.support.tiny import tiny_model, tokens
 
 
 @pytest.fixture(autouse=True)

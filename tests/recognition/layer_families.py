@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from hf_kernel_patch.models import Architecture
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 _EXPERTS = {

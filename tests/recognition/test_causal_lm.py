@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import hf_kernel_patch
-from tests.ops.inputs import draw
-from tests.tiny import error, having, modelling, tiny_model, tokens
+from tests.support.ops.inputs import draw
+from tests.support.tiny import error, having, modelling, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 KEPT = torch.tensor([2, 5, 9])

@@ -15,9 +15,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 import hf_kernel_patch
-from tests.probes import run_python
-from tests.scope import build, called
-from tests.tiny import (
+from tests.support.probes import run_python
+from tests.support.scope import build, called
+from tests.support.tiny import (
     largest_error,
     layer_ops_of,
     ops_of,
@@ -165,9 +165,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import hf_kernel_patch
-from tests.probes import changed, places
-from tests.scope import build, called
-from tests.tiny import largest_error, modelling, ops_of, outputs_and_gradients
+from tests.support.probes import changed, places
+from tests.support.scope import build, called
+from tests.support.tiny import largest_error, modelling, ops_of, outputs_and_gradients
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*is deprecated")
 dist.init_process_group("gloo", init_method="file://{store}", rank=0, world_size=1)

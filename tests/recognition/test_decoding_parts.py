@@ -11,7 +11,7 @@ from torch import nn
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition.rules.decoding.parts import Parts
-from tests.tiny import modelling, tiny_model, tokens
+from tests.support.tiny import modelling, tiny_model, tokens
 
 
 @pytest.fixture

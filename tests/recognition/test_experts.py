@@ -12,8 +12,8 @@ from packaging.version import Version
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition import experts_interface
-from tests.probes import run_python
-from tests.tiny import (
+from tests.support.probes import run_python
+from tests.support.tiny import (
     TRANSFORMERS_5,
     error,
     largest_error,

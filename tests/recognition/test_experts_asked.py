@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition.leaves.experts import TAKEN
-from tests.tiny import TRANSFORMERS_5, tiny_model, tokens
+from tests.support.tiny import TRANSFORMERS_5, tiny_model, tokens
 
 pytestmark = [
     pytest.mark.versions,

@@ -7,8 +7,8 @@ import warnings
 import pytest
 
 import hf_kernel_patch
-from tests.probes import MOE
-from tests.tiny import TRANSFORMERS_5, tiny_model
+from tests.support.probes import MOE
+from tests.support.tiny import TRANSFORMERS_5, tiny_model
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has no choice of experts")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.recognition.moe_kernels import KERNELS, registered
-from tests.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model
+from tests.support.moe_kernels import KERNELS, registered
+from tests.support.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model
 
 
 def outcome(function: Any, hidden: torch.Tensor, leaves: list[torch.Tensor]) -> list[Any]:

@@ -17,7 +17,7 @@ from hf_kernel_patch.ops.moe import CudaFusedMoE, TorchFusedMoE
 from hf_kernel_patch.recognition import Composed, Request, composed, known, why_not
 from hf_kernel_patch.recognition.leaves import experts_gated
 from hf_kernel_patch.recognition.site import SERVED, Site
-from tests.tiny import (
+from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,
     error,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hf_kernel_patch
-from tests.tiny import (
+from tests.support.tiny import (
     TRANSFORMERS_5,
     error,
     largest_error,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.recognition.moe_kernels import KERNELS, registered
 from tests.recognition.test_experts import OURS, takes_names
-from tests.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model, tokens
+from tests.support.moe_kernels import KERNELS, registered
+from tests.support.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model, tokens
 
 pytestmark = pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has no stacked experts")
 OWN_GATE = "experts with an _apply_gate of their own"

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
-from tests.recognition.moe_kernels import KERNELS, registered
 from tests.recognition.test_experts import OURS, asked_for, experts_row, takes_names
-from tests.tiny import (
+from tests.support.moe_kernels import KERNELS, registered
+from tests.support.tiny import (
     TRANSFORMERS_5,
     error,
     largest_error,

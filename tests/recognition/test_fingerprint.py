@@ -18,7 +18,7 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import locate
 from hf_kernel_patch.recognition import Rule, known
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
-from tests.tiny import ROWS, TRANSFORMERS_5, modelling
+from tests.support.tiny import ROWS, TRANSFORMERS_5, modelling
 
 PLAIN = "def f(self, x, n=1):\n    y = self.scale * x\n    return g(y, n)\n"
 SAME = {

@@ -16,7 +16,7 @@ from torch import nn
 from hf_kernel_patch.ops.swiglu import CudaFusedSwiGLU, TorchFusedSwiGLU
 from hf_kernel_patch.recognition import Composed, Request, composed, modules, why_not
 from hf_kernel_patch.recognition.site import SERVED, Site
-from tests.tiny import error
+from tests.support.tiny import error
 
 T5 = {"d_model": 16, "d_ff": 24, "dropout_rate": 0.0, "dense_act_fn": "gelu_new"}
 BERT = {"hidden_size": 16, "intermediate_size": 24, "hidden_activation": "gelu", "mlp_bias": True}

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 import hf_kernel_patch
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
-from tests.probes import watched_kernel
 from tests.recognition.test_leaves import ROPE, rope_inputs
-from tests.tiny import (
+from tests.support.probes import watched_kernel
+from tests.support.tiny import (
     TRANSFORMERS_5,
     largest_error,
     modelling,

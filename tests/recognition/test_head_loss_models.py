@@ -17,7 +17,7 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
 from tests.families.building import Case, inputs_of, model_class, reset_seeds, tiny_model
 from tests.families.cases import CASES
-from tests.tiny import TRANSFORMERS_5, error
+from tests.support.tiny import TRANSFORMERS_5, error
 
 pytestmark = pytest.mark.skipif(
     not TRANSFORMERS_5, reason="transformers 4 builds and writes half of them in other ways"

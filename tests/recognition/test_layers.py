@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.tiny import (
+from tests.support.tiny import (
     having,
     largest_error,
     layer_ops_of,

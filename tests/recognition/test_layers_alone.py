@@ -12,7 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch.models import Architecture, architectures
-from tests.tiny import largest_error
+from tests.support.tiny import largest_error
 
 KERNELS = {"residual_norm": "torch_fused_add_rmsnorm", "qk_norm_rope": "torch_fused_qk_norm_rope"}
 HIDDEN, SIZE, TOKENS = 32, 8, 5

@@ -15,7 +15,7 @@ from hf_kernel_patch.recognition.rules.decoding import layers as decoding
 from hf_kernel_patch.recognition.site import REPLAYED
 from tests.recognition.layer_families import FAMILIES, HERE, model_of, table_of
 from tests.recognition.plain_graphs import Graphs
-from tests.tiny import tokens
+from tests.support.tiny import tokens
 
 KERNEL, HEADS = "captured_add_rmsnorm", "torch_fused_qk_norm_rope"
 #: Layers that are called as they are: their attention stands under a condition, or they are none.

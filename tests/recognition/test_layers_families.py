@@ -11,7 +11,7 @@ import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.models import architectures
 from tests.recognition.layer_families import HERE, expected, model_of, table_of
-from tests.tiny import (
+from tests.support.tiny import (
     TRANSFORMERS_5,
     error,
     largest_error,

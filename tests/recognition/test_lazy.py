@@ -16,7 +16,7 @@ from torch.nn.parallel.distributed import _find_tensors, _tree_flatten_with_rref
 from torch.utils import _pytree as pytree
 
 import hf_kernel_patch
-from tests.tiny import tiny_model, tokens
+from tests.support.tiny import tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 

@@ -27,7 +27,7 @@ import transformers
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.recognition import Leaf, experts_list, known
 from hf_kernel_patch.recognition.source import _canonical, canonical, fingerprint, innermost
-from tests.tiny import ROWS, TRANSFORMERS_5
+from tests.support.tiny import ROWS, TRANSFORMERS_5
 
 pytestmark = pytest.mark.versions
 

@@ -13,7 +13,7 @@ import hf_kernel_patch
 from hf_kernel_patch.patching.lookup import locate
 from hf_kernel_patch.recognition import Site, build
 from hf_kernel_patch.registry import kernels
-from tests.tiny import (
+from tests.support.tiny import (
     ARCHITECTURES,
     ROWS,
     TRANSFORMERS_5,

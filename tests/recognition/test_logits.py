@@ -13,7 +13,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchWarning
 from tests.recognition.test_lazy import walked
-from tests.tiny import tiny_model, tokens
+from tests.support.tiny import tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
 

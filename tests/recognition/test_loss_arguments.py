@@ -11,7 +11,7 @@ import torch
 
 import hf_kernel_patch
 from tests.recognition.test_causal_lm import LOSS, labels
-from tests.tiny import error, tiny_model, tokens
+from tests.support.tiny import error, tiny_model, tokens
 
 F64, BF16, F16 = torch.float64, torch.bfloat16, torch.float16
 #: num_items_in_batch, and whether the op takes it.

@@ -7,7 +7,7 @@ import torch
 
 import hf_kernel_patch
 from tests.recognition.test_causal_lm import LOSS, labels
-from tests.tiny import tiny_model, tokens
+from tests.support.tiny import tiny_model, tokens
 
 
 def test_options_reach_the_kernel_and_leave_the_loss_alone_or_add_the_z_loss() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops.inputs import F32
-from tests.probes import handed_back, served
-from tests.recognition.norm_originals import EACH, WIDTH, inputs, patched
+from tests.support.norm_originals import EACH, WIDTH, inputs, patched
+from tests.support.ops.inputs import F32
+from tests.support.probes import handed_back, served
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)

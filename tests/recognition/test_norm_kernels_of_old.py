@@ -10,9 +10,9 @@ import torch
 
 from hf_kernel_patch import BaseKernel, registry
 from hf_kernel_patch.ops.rms_norm import TorchFusedRMSNorm
-from tests.ops.inputs import F32
-from tests.probes import handed_back, served
-from tests.recognition.norm_originals import EACH, Norm, inputs, patched
+from tests.support.norm_originals import EACH, Norm, inputs, patched
+from tests.support.ops.inputs import F32
+from tests.support.probes import handed_back, served
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)

@@ -7,10 +7,10 @@ import torch
 import transformers
 
 import hf_kernel_patch
-from tests.ops.inputs import BF16, F16, F32, draw
-from tests.probes import handed_back, served
-from tests.recognition.norm_originals import EACH, WIDTH, inputs, outcome, patched
-from tests.tiny import error
+from tests.support.norm_originals import EACH, WIDTH, inputs, outcome, patched
+from tests.support.ops.inputs import BF16, F16, F32, draw
+from tests.support.probes import handed_back, served
+from tests.support.tiny import error
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)

@@ -14,9 +14,9 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.recognition.leaves.norms import norm_arguments, norm_of, norms_in
 from hf_kernel_patch.recognition.rules.residual_norm import serve
 from hf_kernel_patch.recognition.site import SERVED, Site
-from tests.ops.inputs import draw
-from tests.recognition.norm_originals import EACH, EPS, WIDTH, Norm
-from tests.tiny import modelling
+from tests.support.norm_originals import EACH, EPS, WIDTH, Norm
+from tests.support.ops.inputs import draw
+from tests.support.tiny import modelling
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)

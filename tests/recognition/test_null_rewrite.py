@@ -19,7 +19,7 @@ from hf_kernel_patch.recognition.edits import CannotRewrite
 from hf_kernel_patch.recognition.function import NoSource, function_of
 from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
-from tests.tiny import ARCHITECTURES, tiny_model, tokens
+from tests.support.tiny import ARCHITECTURES, tiny_model, tokens
 
 pytestmark = pytest.mark.versions
 

@@ -21,7 +21,7 @@ from hf_kernel_patch.recognition.edits import CannotRewrite, Edit, edited, inser
 from hf_kernel_patch.recognition.function import NoSource, function_of
 from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.wrappers import innermost_of, rewrapped
-from tests.probes import run_python
+from tests.support.probes import run_python
 
 Load = Callable[..., ModuleType]
 

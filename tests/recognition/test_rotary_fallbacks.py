@@ -15,7 +15,6 @@ from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.leaves.rotary import why_not_plain
 from hf_kernel_patch.recognition.site import SERVED
-from tests.probes import handed_back, served
 from tests.recognition.rotary import (
     EVERY,
     Place,
@@ -23,6 +22,7 @@ from tests.recognition.rotary import (
     place_of,
     serving,
 )
+from tests.support.probes import handed_back, served
 
 pytestmark = pytest.mark.versions
 

@@ -31,7 +31,7 @@ from tests.recognition.rotary import (
     results,
     serving,
 )
-from tests.tiny import error
+from tests.support.tiny import error
 
 pytestmark = pytest.mark.versions
 
@@ -150,7 +150,7 @@ COMPILED = ("llama", "qwen2_vl", "glm", "deepseek_v3", "gemma3n", "dinov3_vit", 
 
 @pytest.fixture(name="triton_kernel")
 def _triton_kernel() -> Iterator[Any]:
-    from tests.ops.interpreted import here
+    from tests.support.ops.interpreted import here
 
     yield here(CudaFusedRoPE)
 

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoModel
 
 import hf_kernel_patch
-from tests.probes import handed_back, served
+from tests.support.probes import handed_back, served
 
 pytestmark = pytest.mark.versions
 

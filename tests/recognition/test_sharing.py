@@ -15,9 +15,9 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch.patching.model_patch import applications
 from hf_kernel_patch.recognition.wrappers import innermost_of
-from tests.probes import changed, logits, places
-from tests.scope import close, kinds, same, state
-from tests.tiny import modelling, ops_of, tiny_model, tokens
+from tests.support.probes import changed, logits, places
+from tests.support.scope import close, kinds, same, state
+from tests.support.tiny import modelling, ops_of, tiny_model, tokens
 
 MODELS, CYCLES = 12, 20
 OPS = "add_rms_norm,swiglu,rope"

@@ -12,9 +12,9 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
-from tests.probes import served
-from tests.scope import build
-from tests.tiny import having, largest_error, outputs_and_gradients
+from tests.support.probes import served
+from tests.support.scope import build
+from tests.support.tiny import having, largest_error, outputs_and_gradients
 
 OPS = (
     "rms_norm",

@@ -18,7 +18,7 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from hf_kernel_patch.patching.report import PatchReport
-from tests.tiny import tokens
+from tests.support.tiny import tokens
 
 NORM, ROPE = "torch_fused_rmsnorm", "torch_fused_rope"
 SWIGLU, MOE = "torch_fused_swiglu", "torch_fused_moe"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.func import functional_call
 
-from tests.ops.checks import BF16, F16, F32, SHORT, Case, draw
+from tests.support.ops.checks import BF16, F16, F32, SHORT, Case, draw
 
 EPS = 1e-5
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -15,7 +15,7 @@ from tests.ops.checks import (
     Case,
     draw,
 )
-from tests.tiny import modelling
+from tests.support.tiny import modelling
 
 EPS = 1e-6
 #: Flavour -> (module of the norm, its class, offset, cast_first, module of the rotary, its width).

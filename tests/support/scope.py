@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.probes import logits
-from tests.tiny import modelling, tiny_model
+from tests.support.probes import logits
+from tests.support.tiny import modelling, tiny_model
 
 NORM, ROPE = "torch_fused_rmsnorm", "torch_fused_rope"
 SWIGLU, MOE = "torch_fused_swiglu", "torch_fused_moe"

@@ -15,8 +15,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hf_kernel_patch import registry
-from tests.ops.inputs import BF16, F16, F32, F64, draw
-from tests.tiny import error
+from tests.support.ops.inputs import BF16, F16, F32, F64, draw
+from tests.support.tiny import error
 
 SHORT = {F16: "fp16", BF16: "bf16", F32: "fp32"}
 #: How far Hugging Face's own code may be from the float64 reference, by its narrowest dtype.

@@ -15,7 +15,7 @@ from packaging.version import Version
 import hf_kernel_patch
 from hf_kernel_patch import Architecture
 from hf_kernel_patch.models import architectures
-from tests.ops.inputs import F32, draw
+from tests.support.ops.inputs import F32, draw
 
 WIDTH = 33
 EPS = 1e-5

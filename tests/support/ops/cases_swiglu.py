@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -13,7 +13,7 @@ from tests.ops.checks import (
     Case,
     draw,
 )
-from tests.tiny import modelling, tiny_config
+from tests.support.tiny import modelling, tiny_config
 
 #: Class of the original -> (module, activation, its name in a config, attribute of the function).
 FLAVOURS = {

@@ -15,7 +15,7 @@ from hf_kernel_patch.ops.rope.shapes import (
     PER_PAIR,
     TO_HALVES,
 )
-from tests.ops.checks import (
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from tests.ops import cases_rms_norm_extras
-from tests.ops.checks import (
+from tests.support.ops import cases_rms_norm_extras
+from tests.support.ops.checks import (
     BF16,
     F16,
     F32,
@@ -16,7 +16,7 @@ from tests.ops.checks import (
     Case,
     draw,
 )
-from tests.tiny import modelling
+from tests.support.tiny import modelling
 
 EPS = 1e-5
 #: Class of the original -> (module, the op's offset and cast_first).
