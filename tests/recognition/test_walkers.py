@@ -12,13 +12,13 @@ from accelerate.utils.operations import recursively_apply
 from torch.distributed.utils import _apply_to_tensors
 from torch.nn.parallel.distributed import _find_tensors, _tree_flatten_with_rref
 
+from tests.distributed.test_distributed import free_port, launched
 from tests.recognition.test_lazy import walked
-from tests.test_launched import free_port, launched
 
 
 def test_no_framework_computes_them_and_who_reads_them_has_the_original_s(tmp_path: Path) -> None:
     run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    found = launched([*run, "-m", "tests.launched.outputs"], tmp_path / "outputs.json")
+    found = launched([*run, "-m", "tests.distributed.outputs"], tmp_path / "outputs.json")
     assert len(found) == 6
     for name, one in found.items():
         assert one["computed"] == 0, name

@@ -174,7 +174,7 @@ def test_kernelize_under_ours_is_named_and_stays(kernels: Any) -> None:
     kernelized(kernels, model)
     eager, before = outputs_and_gradients(model), state(model)
     with hf_kernel_patch.patched(OPS, models="llama") as report:
-        assert "Doubled.forward of tests.test_neighbours" in reasons(report)["rms_norm"]
+        assert "Doubled.forward of tests.patching.test_neighbours" in reasons(report)["rms_norm"]
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6
     assert same(state(model), before)
     assert changed(objects) == set()

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition.rules.head_loss.logits import Logits
-from tests.launched.sharded import full, leave
+from tests.distributed.sharded import full, leave
 from tests.support.tiny import error, tiny_model, tokens
 
 

@@ -45,7 +45,7 @@ def free_port() -> str:
 def test_accelerate_launch_under_the_command_and_with_the_callback(tmp_path: Path) -> None:
     inner = ["accelerate.commands.launch", *LAUNCH, "--main_process_port", free_port()]
     patched = ["hf_kernel_patch", "run", "--include", "rms_norm,linear_cross_entropy"]
-    command = [*patched, "-m", *inner, "-m", "tests.launched.training"]
+    command = [*patched, "-m", *inner, "-m", "tests.distributed.training"]
     found = launched(command, tmp_path / "losses.json")
     assert found["world"] == 2
     assert found["served"] == [4]  # two steps of two
@@ -55,7 +55,7 @@ def test_accelerate_launch_under_the_command_and_with_the_callback(tmp_path: Pat
 
 def test_sharded_heads_are_gathered_or_handed_back(tmp_path: Path) -> None:
     run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    found = launched([*run, "-m", "tests.launched.sharded"], tmp_path / "sharded.json")
+    found = launched([*run, "-m", "tests.distributed.sharded"], tmp_path / "sharded.json")
     served = {name: one["calls"] == [{"served": 1}] for name, one in found.items()}
     handed_back = {name for name in served if not served[name]}
     assert handed_back == {"head by itself", "column parallel"}

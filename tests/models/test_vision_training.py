@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch.patching.report import PatchReport
-from tests import vision
 from tests.families.run import FLOOR, kernels
+from tests.models import vision
 from tests.support.probes import handed_back
 from tests.support.tiny import TRANSFORMERS_5
 

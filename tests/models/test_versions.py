@@ -10,6 +10,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch.cli.doctor import examine
 from hf_kernel_patch.models import architectures
+from tests.models.test_tables import NOT_IN_FLOAT64, UNUSED
 from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,
@@ -18,7 +19,6 @@ from tests.support.tiny import (
     outputs_and_gradients,
     tiny_model,
 )
-from tests.test_models import NOT_IN_FLOAT64, UNUSED
 
 pytestmark = pytest.mark.versions
 

@@ -75,7 +75,7 @@ def test_a_class_that_is_patched_later_is_told() -> None:
         found = row("LlamaMLP.forward")
         assert found.outcome == "shadowed"
         assert "LlamaMLP.forward was patched over by" in found.reason
-        assert "foreign of tests.test_status" in found.reason
+        assert "foreign of tests.patching.test_status" in found.reason
         hf_kernel_patch.patch_transformers(SWIGLU, models="llama")  # an equal one, no new patch
         assert llama().LlamaMLP.forward is foreign
     llama().LlamaMLP.forward = ours
@@ -316,7 +316,7 @@ def test_the_callback_warns_of_a_forward_that_a_trainer_puts_in_front(tmp_path: 
     model = tiny_model("llama")
     trainer = FrontTrainer(model, arguments, train_dataset=Rows(), callbacks=[callback])
     found = row("LlamaForCausalLM.forward")
-    assert found.outcome == "shadowed" and "of tests.test_status" in found.reason
+    assert found.outcome == "shadowed" and "of tests.patching.test_status" in found.reason
     with pytest.warns(KernelPatchWarning, match=r"LlamaForCausalLM\.forward is not served") as told:
         trainer.train()
     assert len([one for one in told if one.category is KernelPatchWarning]) == 1

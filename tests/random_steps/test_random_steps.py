@@ -19,7 +19,7 @@ def test_random_steps_break_no_guarantee() -> None:
     command = [sys.executable, "-m", "tests.random_steps"]
     done = subprocess.run(
         [*command, "--seed", str(SEED), "--steps", str(STEPS)],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
