@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import hf_kernel_patch
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
-from tests.recognition.test_leaves import ROPE, rope_inputs
+from tests.recognition.leaves.test_leaves import ROPE, rope_inputs
 from tests.support.probes import watched_kernel
 from tests.support.tiny import (
     TRANSFORMERS_5,
@@ -134,7 +134,7 @@ HANDED_BACK: list[tuple[str, str, Call, Call, str]] = [
         "linear_cross_entropy",
         replaced_cross_entropy,
         loss_and_logits,
-        "cross_entropy is tests.recognition.test_handed_back's",
+        "cross_entropy is tests.recognition.test_fallbacks's",
     ),
 ]
 

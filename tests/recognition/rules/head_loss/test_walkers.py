@@ -13,7 +13,7 @@ from torch.distributed.utils import _apply_to_tensors
 from torch.nn.parallel.distributed import _find_tensors, _tree_flatten_with_rref
 
 from tests.distributed.test_distributed import free_port, launched
-from tests.recognition.test_lazy import walked
+from tests.recognition.rules.head_loss.test_lazy_logits import walked
 
 
 def test_no_framework_computes_them_and_who_reads_them_has_the_original_s(tmp_path: Path) -> None:

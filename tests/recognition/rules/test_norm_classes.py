@@ -187,7 +187,7 @@ def test_a_class_that_somebody_has_patched_may_be_anything(monkeypatch: pytest.M
 
 def test_a_class_of_somebody_else_may_be_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("LayerNorm", (Doubled,), {"__module__": "somebody.else"})
-    monkeypatch.setattr("tests.recognition.test_norm_classes.Doubled", other)
+    monkeypatch.setattr("tests.recognition.rules.test_norm_classes.Doubled", other)
     assert known()["residual_norm"].why_not(OfThisModule.forward, OfThisModule) is None
 
 

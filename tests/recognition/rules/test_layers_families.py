@@ -10,7 +10,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.models import architectures
-from tests.recognition.layer_families import HERE, expected, model_of, table_of
+from tests.recognition.rules.layer_families import HERE, expected, model_of, table_of
 from tests.support.tiny import (
     TRANSFORMERS_5,
     error,

@@ -23,7 +23,7 @@ from hf_kernel_patch.ops.add_rms_norm import TorchFusedAddRMSNorm
 from hf_kernel_patch.recognition.rules.decoding import layers as decoding
 from hf_kernel_patch.recognition.site import REPLAYED
 from hf_kernel_patch.recognition.wrappers import innermost_of
-from tests.recognition.plain_graphs import Graphs
+from tests.recognition.rules.plain_graphs import Graphs
 from tests.support.tiny import TRANSFORMERS_5, having, layer_ops_of, modelling, tiny_model, tokens
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

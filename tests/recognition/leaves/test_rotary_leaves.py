@@ -15,7 +15,7 @@ from hf_kernel_patch.recognition import Leaf, known
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.site import SERVED
 from hf_kernel_patch.recognition.source import innermost
-from tests.recognition.rotary import (
+from tests.recognition.leaves.rotary import (
     BF16,
     EVERY,
     F16,

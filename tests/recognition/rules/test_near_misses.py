@@ -23,7 +23,7 @@ from hf_kernel_patch.recognition.edits import edited
 from hf_kernel_patch.recognition.known import Rule
 from hf_kernel_patch.recognition.rules.leaf_call import leaf_call
 from hf_kernel_patch.recognition.site import SERVED
-from tests.recognition.near_misses import spellings
+from tests.recognition.rules.near_misses import spellings
 
 RULES = ("residual_norm", "gated_product", "qk_norm_rope", "head_loss", "leaf_call")
 _LABEL = re.compile(r"# <(?P<exact>[-~]) (?P<reason>.*)")
@@ -31,7 +31,7 @@ _LABEL = re.compile(r"# <(?P<exact>[-~]) (?P<reason>.*)")
 
 def cases(rule: str) -> Any:
     """The class whose methods are the rule's near misses."""
-    return importlib.import_module(f"tests.recognition.near_misses.{rule}").Cases
+    return importlib.import_module(f"tests.recognition.rules.near_misses.{rule}").Cases
 
 
 def rule_of(name: str) -> Rule:

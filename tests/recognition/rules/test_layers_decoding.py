@@ -13,8 +13,8 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.add_rms_norm import TorchFusedAddRMSNorm
 from hf_kernel_patch.recognition.rules.decoding import layers as decoding
 from hf_kernel_patch.recognition.site import REPLAYED
-from tests.recognition.layer_families import FAMILIES, HERE, model_of, table_of
-from tests.recognition.plain_graphs import Graphs
+from tests.recognition.rules.layer_families import FAMILIES, HERE, model_of, table_of
+from tests.recognition.rules.plain_graphs import Graphs
 from tests.support.tiny import tokens
 
 KERNEL, HEADS = "captured_add_rmsnorm", "torch_fused_qk_norm_rope"

@@ -3,7 +3,7 @@
 ``leaf_texts.json`` says where: leaf and text -> version -> one place that has it. After a leaf has
 changed, write it anew, by each of the supported versions in turn:
 
-    python -m tests.recognition.test_leaf_texts --write
+    python -m tests.recognition.leaves.test_leaf_texts --write
 
 It looks through all of the installed transformers, which takes a minute. A text that no version
 has is of no use: delete it from its leaf.

@@ -15,7 +15,7 @@ from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.leaves.rotary import why_not_plain
 from hf_kernel_patch.recognition.site import SERVED
-from tests.recognition.rotary import (
+from tests.recognition.leaves.rotary import (
     EVERY,
     Place,
     inputs,
