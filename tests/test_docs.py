@@ -19,24 +19,8 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.recognition import known
+from tests.support.pages import PAGES, ROOT, blocks, table
 from tests.support.tiny import tiny_model
-
-ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md",)} | {
-    path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
-}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The code blocks of a page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
-
-
-def table(page: str, heading: str) -> list[list[str]]:
-    """The rows of the table whose head starts so, cell by cell."""
-    _, _, rest = PAGES[page].partition(f"\n| {heading} |")
-    lines = rest.partition("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def run(directory: Path, code: str) -> str:
@@ -128,6 +112,12 @@ def test_links_lead_somewhere(page: str) -> None:
     base = ROOT if page == "README.md" else ROOT / "docs"
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page]):
         assert (base / target).exists(), target
+
+
+def test_tests_that_a_page_names_are_there() -> None:
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)`", PAGES["guarantees.md"])
+    assert len(named) > 15
+    assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()
 
 
 def test_ci_runs_the_readme_s_second_command() -> None:

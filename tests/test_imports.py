@@ -96,6 +96,23 @@ def test_frameworks_are_imported_by_ops_alone_or_at_first_use(path: Path) -> Non
         assert not at_once or (in_ops and name != "__init__"), f"{path} imports {module} at once"
 
 
+def test_no_file_of_the_tests_imports_a_test_module() -> None:
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            parts = {
+                part for name in names if name.startswith("tests.") for part in name.split(".")
+            }
+            found = sorted(part for part in parts if part.startswith("test_"))
+            assert not found, f"{path.relative_to(tests)} imports {found}"
+
+
 def test_the_top_holds_few_files() -> None:
     assert len([path for path in FILES if len(path.parts) == 1]) <= 10
 

@@ -8,28 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchCallback
-from tests.support.tiny import error, tiny_model, tokens
+from tests.support.dataset import Rows
+from tests.support.tiny import error, tiny_model
 
 LOSS = "linear_cross_entropy"
 LAYERS = "rms_norm,rope,swiglu"
-
-
-class Rows(Dataset):  # type: ignore[type-arg]
-    """Sixteen rows, of which the first tokens are a prompt that does not count."""
-
-    def __len__(self) -> int:
-        return 16
-
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        ids = tokens(1, 12, seed=place)[0]
-        labels = ids.clone()
-        labels[: place % 7] = -100
-        return {"input_ids": ids, "labels": labels}
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +29,11 @@ from benchmarks.__main__ import app
 from benchmarks.inputs import make_inputs, truth
 from benchmarks.ops import FORWARDS, OPS
 from hf_kernel_patch import registry
+from tests.benchmarks.commands import Result, command, report, written
 
 STACKED_EXPERTS = Version(transformers.__version__) >= Version("5")
 QUICK = {case.op: case for case in shapes.QUICK}
 LIMITS = {"copy_gbs": 10.0, "matmul_tflops": 0.1}
-Result = dict[str, Any]
-
-
-def command(*arguments: str) -> str:
-    """What a command prints; it has to succeed."""
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def written(folder: Path) -> Result:
-    """The one result in a folder."""
-    (path,) = folder.rglob("*.json")
-    found: Result = json.loads(path.read_text())
-    assert found["device"]["type"] == "cpu"
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["command"].startswith("python -m benchmarks")
-    return found
-
-
-def report(folder: Path) -> str:
-    """RESULTS.md of a folder, made beside it; every chart that it names is there."""
-    into = folder / "report" / "RESULTS.md"
-    command("report", str(folder), "--into", str(into))
-    text = into.read_text()
-    charts = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
-    assert all((into.parent / chart).read_bytes()[:4] == b"\x89PNG" for chart in charts)
-    assert charts
-    return text
 
 
 def run(case: shapes.Case, builders: dict[str, peers.Builder]) -> list[cases.Row]:

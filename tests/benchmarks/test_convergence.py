@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import convergence
-from tests.benchmarks.test_benchmarks import command, report, written
+from tests.benchmarks.commands import command, report, written
 
 
 def test_small_models_learn_the_same_patched_and_the_report_shows_it(tmp_path: Path) -> None:

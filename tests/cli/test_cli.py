@@ -12,20 +12,12 @@ from typing import Any
 
 import pytest
 from transformers.models.llama import modeling_llama
-from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import models, registry
 from hf_kernel_patch import version as package_version
-from hf_kernel_patch.cli.commands import app
+from tests.cli.commands import ROOT, invoke
 from tests.support.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
-
-ROOT = Path(hf_kernel_patch.__file__).parent.parent
-
-
-def invoke(*arguments: Any) -> Any:
-    """The result of a command in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def answer(*arguments: Any, code: int = 0) -> Any:

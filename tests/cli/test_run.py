@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hf_kernel_patch import registry
-from tests.cli.test_cli import ROOT, invoke
+from tests.cli.commands import ROOT, invoke
 
 
 def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

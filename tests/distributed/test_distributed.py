@@ -1,4 +1,4 @@
-"""Two processes of a distributed job on the CPU, by gloo."""
+"""Two processes of a distributed job on the CPU, by gloo: the programs beside this file."""
 
 from __future__ import annotations
 
@@ -65,3 +65,15 @@ def test_sharded_heads_are_gathered_or_handed_back(tmp_path: Path) -> None:
         assert one["loss"] < 1e-6, name
         assert one["gradients"] < 3e-6, name
         assert one["logits"] == 0, name
+
+
+def test_no_framework_computes_logits_and_who_reads_them_has_the_original_s(tmp_path: Path) -> None:
+    run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    found = launched([*run, "-m", "tests.distributed.outputs"], tmp_path / "outputs.json")
+    assert len(found) == 6
+    for name, one in found.items():
+        assert one["computed"] == 0, name
+        assert one["served"] == 2, name
+        assert one["same"], name
+        assert one["logits"] == 0, name
+        assert one["gradients"] < 3e-6, name

@@ -11,8 +11,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import hf_kernel_patch
+from tests.support.dataset import Rows
 from tests.support.tiny import tiny_model
-from tests.test_trainer import Rows
 
 KERNELS = "torch_fused_rmsnorm,torch_fused_linear_cross_entropy"
 

@@ -9,6 +9,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch.patching.lookup import locate
+from tests.models.exceptions import NOT_IN_FLOAT64, UNUSED
 from tests.support.tiny import (
     ARCHITECTURES,
     ROWS,
@@ -22,9 +23,6 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-#: Models without a dense MLP, unless their config asks for some.
-UNUSED = {name: ["swiglu"] for name in ("mixtral", "qwen3_moe", "qwen3_vl_moe")}
-NOT_IN_FLOAT64 = ("deepseek_v3", "glm4_moe")
 IDS = [f"{name}-{target.qualname}" for name, target in ROWS]
 
 

@@ -10,7 +10,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch.cli.doctor import examine
 from hf_kernel_patch.models import architectures
-from tests.models.test_tables import NOT_IN_FLOAT64, UNUSED
+from tests.models.exceptions import NOT_IN_FLOAT64, UNUSED
 from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,

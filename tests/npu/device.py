@@ -40,3 +40,11 @@ def used(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:
     reset_calls()
     function(*arguments)
     return calls()
+
+
+def rotary(
+    q: torch.Tensor, batch: int = 1, width: int = 64, heads: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    angles = drawn(batch, q.shape[3 - heads], width // 2, seed=5, grad=False).float()
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(q.dtype), angles.sin().to(q.dtype)

@@ -9,8 +9,8 @@ import torch
 
 from hf_kernel_patch import registry
 from tests.npu.device import KERNELS
+from tests.support.pages import PAGES, blocks, table
 from tests.support.tiny import TRANSFORMERS_5
-from tests.test_docs import PAGES, blocks, table
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 has a list of experts")

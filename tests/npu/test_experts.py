@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_kernel_patch.ops.moe import reference
 from tests.npu.device import drawn, function_of, kernel_of, used
 from tests.npusim import calls, reset_calls
-from tests.ops.test_moe import as_list
+from tests.support.ops.cases_moe import as_list
 from tests.support.ops.checks import BF16, F16, F32
 from tests.support.tiny import error
 

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.npu.device import drawn, function_of, kernel_of, used
-from tests.npu.test_rope import rotary
+from tests.npu.device import drawn, function_of, kernel_of, rotary, used
 from tests.npusim import calls, reset_calls
-from tests.ops import test_moe
-from tests.support.ops import cases_add_rms_norm, cases_rms_norm, cases_rope, cases_swiglu
+from tests.support.ops import (
+    cases_add_rms_norm,
+    cases_moe,
+    cases_rms_norm,
+    cases_rope,
+    cases_swiglu,
+)
 from tests.support.ops.checks import (
     BF16,
     F16,
@@ -24,7 +28,7 @@ from tests.support.ops.checks import (
 )
 from tests.support.tiny import error
 
-TABLES = (cases_rms_norm, cases_add_rms_norm, cases_rope, cases_swiglu, test_moe)
+TABLES = (cases_rms_norm, cases_add_rms_norm, cases_rope, cases_swiglu, cases_moe)
 
 
 @pytest.mark.parametrize(

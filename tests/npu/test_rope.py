@@ -9,19 +9,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hf_kernel_patch.ops.rope import reference
-from tests.npu.device import drawn, function_of, kernel_of, used
+from tests.npu.device import drawn, function_of, kernel_of, rotary, used
 from tests.npusim import calls, reset_calls
 from tests.support.ops import cases_rope
 from tests.support.ops.checks import BF16, F16, F32
 from tests.support.tiny import error
-
-
-def rotary(
-    q: torch.Tensor, batch: int = 1, width: int = 64, heads: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    angles = drawn(batch, q.shape[3 - heads], width // 2, seed=5, grad=False).float()
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.ops import test_linear_cross_entropy, test_moe
 from tests.support.ops import (
     cases_add_rms_norm,
+    cases_linear_cross_entropy,
+    cases_moe,
     cases_qk_norm_rope,
     cases_rms_norm,
     cases_rope,
@@ -30,8 +31,8 @@ TABLES: tuple[Any, ...] = (
     cases_rope,
     cases_qk_norm_rope,
     cases_swiglu,
-    test_moe,
-    test_linear_cross_entropy,
+    cases_moe,
+    cases_linear_cross_entropy,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 PLAIN: list[Case] = [case for table in TABLES for case in table.PLAIN]

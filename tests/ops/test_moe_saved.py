@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from hf_kernel_patch.ops.moe import TorchFusedMoE
-from tests.ops import test_moe, test_moe_gated
 from tests.support.moe_kernels import KERNELS, registered
+from tests.support.ops import cases_moe, cases_moe_gated
 from tests.support.ops.checks import backends, device_of
 
 ROUTES = ("several experts", "experts without tokens", "experts of another rank")
 CASES = [
-    test_moe.case(route, listed=listed, sizes=test_moe.EVEN)
+    cases_moe.case(route, listed=listed, sizes=cases_moe.EVEN)
     for route in ROUTES
     for listed in (False, True)
 ]
@@ -57,7 +57,7 @@ def check(op: Any, case: Any, device: str) -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_nothing_is_kept_elsewhere_by_experts_with_a_gate_of_their_own(biased: bool) -> None:
     check(
-        TorchFusedMoE.load(), test_moe_gated.case("experts of another rank", biased=biased), "cpu"
+        TorchFusedMoE.load(), cases_moe_gated.case("experts of another rank", biased=biased), "cpu"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy, chunks
-from tests.ops import test_linear_cross_entropy as plain
+from tests.support.ops import cases_linear_cross_entropy as plain
 from tests.support.ops.checks import (
     F32,
     Case,
@@ -88,17 +88,17 @@ def test_autograd_holds(kernel: Any, holds: Callable[..., None], case: Case) -> 
 @pytest.mark.parametrize("metrics", plain.METRICS[:-1], ids=str)
 @pytest.mark.usefixtures("small_parts")
 def test_accuracy_and_entropy(kernel: Any, metrics: Case) -> None:
-    plain.test_accuracy_and_entropy_are_those_of_the_logits(kernel, metrics)
+    plain.check_metrics(kernel, metrics)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_graph_that_is_kept_gives_its_gradients_again(exact: bool) -> None:
-    plain.test_a_graph_that_is_kept_gives_its_gradients_again(LOSS, exact)
+    plain.check_kept_graph(LOSS, exact)
 
 
 @BOTH
 def test_float16_gradients_neither_vanish_nor_overflow(kernel: Any) -> None:
-    plain.test_float16_gradients_neither_vanish_nor_overflow(kernel)
+    plain.check_float16(kernel)
 
 
 @pytest.mark.parametrize("label", [-1, plain.VOCABULARY, plain.VOCABULARY + 2, 10**6])

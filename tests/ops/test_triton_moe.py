@@ -10,7 +10,7 @@ import torch
 
 from hf_kernel_patch.ops.moe import CudaFusedMoE
 from hf_kernel_patch.ops.moe.reference import moe as reference
-from tests.ops import test_moe
+from tests.support.ops import cases_moe
 from tests.support.ops.checks import (
     BF16,
     F16,
@@ -30,27 +30,27 @@ MOE = here(CudaFusedMoE)
 tiles = pytest.importorskip("hf_kernel_patch.ops.moe.tiles")
 pipeline = pytest.importorskip("hf_kernel_patch.ops.moe.pipeline")
 routing = pytest.importorskip("hf_kernel_patch.ops.moe.triton_routing")
-EVEN, ODD, EXPERTS = test_moe.EVEN, test_moe.ODD, test_moe.EXPERTS
+EVEN, ODD, EXPERTS = cases_moe.EVEN, cases_moe.ODD, cases_moe.EXPERTS
 SEVERAL = "several experts"
-FROZEN = [(row[0], row[1]) for row in test_moe.FROZEN[1:]]
+FROZEN = [(row[0], row[1]) for row in cases_moe.FROZEN[1:]]
 #: The interpreter is slow, and does not know bf16.
 CASES = (
-    [case for case in test_moe.CASES if "no token" not in case.name]
+    [case for case in cases_moe.CASES if "no token" not in case.name]
     if GPU
     else [
-        *(test_moe.case(route) for route in test_moe.ROUTES if route != "no token"),
-        *(test_moe.case(SEVERAL, (F16, dtype), sizes=EVEN) for dtype in (F16, F32)),
-        *(test_moe.case(route, listed=True) for route in (SEVERAL, "experts without tokens")),
-        test_moe.case("experts of another rank", listed=True, sizes=EVEN),
-        *(test_moe.case(SEVERAL, activation=name) for name in ("gelu_tanh", "gelu")),
-        test_moe.case("one expert takes most", sizes=(32, 272)),
-        test_moe.case(SEVERAL, name="transposed", layout="transposed"),
+        *(cases_moe.case(route) for route in cases_moe.ROUTES if route != "no token"),
+        *(cases_moe.case(SEVERAL, (F16, dtype), sizes=EVEN) for dtype in (F16, F32)),
+        *(cases_moe.case(route, listed=True) for route in (SEVERAL, "experts without tokens")),
+        cases_moe.case("experts of another rank", listed=True, sizes=EVEN),
+        *(cases_moe.case(SEVERAL, activation=name) for name in ("gelu_tanh", "gelu")),
+        cases_moe.case("one expert takes most", sizes=(32, 272)),
+        cases_moe.case(SEVERAL, name="transposed", layout="transposed"),
         *(
-            test_moe.case(SEVERAL, name=str(poison), poison=poison)
+            cases_moe.case(SEVERAL, name=str(poison), poison=poison)
             for poison in (float("nan"), float("inf"))
         ),
-        *(test_moe.case(SEVERAL, name=name, grads=grads) for name, grads in FROZEN),
-        test_moe.case(SEVERAL, name="only down", grads=(False, False, False, True)),
+        *(cases_moe.case(SEVERAL, name=name, grads=grads) for name, grads in FROZEN),
+        cases_moe.case(SEVERAL, name="only down", grads=(False, False, False, True)),
     ]
 )
 
@@ -63,13 +63,13 @@ def test_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
 @pytest.mark.parametrize("holds", [check_double_backward, check_saves_nothing])
 @pytest.mark.parametrize("listed", [False, True])
 def test_autograd_holds(holds: Callable[..., None], listed: bool) -> None:
-    holds(MOE, test_moe.case(SEVERAL, listed=listed, sizes=EVEN))
+    holds(MOE, cases_moe.case(SEVERAL, listed=listed, sizes=EVEN))
 
 
 def inputs(route: str = SEVERAL, dtype: torch.dtype = F32, **options: Any) -> tuple[Any, ...]:
     """Arguments of a case that need no gradient."""
     frozen = (False, False, False, False)
-    return test_moe.case(route, (dtype, dtype), grads=frozen, **options).inputs(DEVICE)[0]
+    return cases_moe.case(route, (dtype, dtype), grads=frozen, **options).inputs(DEVICE)[0]
 
 
 def gradients(function: Any, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
@@ -209,7 +209,7 @@ def test_compiles_as_one_graph_whatever_the_token_count(listed: bool) -> None:
     torch._dynamo.reset()
     function = torch.compile(MOE.load(), fullgraph=True, backend="aot_eager", dynamic=True)
     for route in ("several experts", "a token whose experts repeat"):
-        arguments, _ = test_moe.case(route, listed=listed, sizes=EVEN).inputs(DEVICE)
+        arguments, _ = cases_moe.case(route, listed=listed, sizes=EVEN).inputs(DEVICE)
         leaves = leaves_of(arguments)
         outs = [f(*arguments) for f in (function, MOE.load())]
         assert torch.equal(*outs)

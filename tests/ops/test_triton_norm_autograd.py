@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tests.ops.test_triton_rms_norm import EACH, EPS, FUNCTIONS, RMS_NORM, flat, operands, outcome
+from tests.ops.triton_norms import EACH, EPS, FUNCTIONS, RMS_NORM, flat, operands, outcome
 from tests.support.ops.checks import BF16, F16, draw
 from tests.support.ops.interpreted import DEVICE, MARKS, needs_gpu
 from tests.support.tiny import error

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_kernel_patch.ops.rms_norm import reference
-from tests.ops.test_triton_rms_norm import ADD, EPS, NORM, RMS_NORM, operands, outcome
+from tests.ops.triton_norms import ADD, EPS, NORM, RMS_NORM, operands, outcome
 from tests.support.ops.checks import F64, draw
 from tests.support.ops.interpreted import DEVICE, MARKS
 from tests.support.tiny import error

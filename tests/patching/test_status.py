@@ -19,9 +19,9 @@ from transformers import Trainer, TrainingArguments
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchCallback, KernelPatchWarning, registry
 from hf_kernel_patch.models import Architecture, architectures, register_model
+from tests.support.dataset import Rows
 from tests.support.probes import LAYERS, ROPE, SWIGLU, llama, logits, served
 from tests.support.tiny import modelling, tiny_config, tiny_model, tokens
-from tests.test_trainer import Rows
 
 NAME = "smollm3"
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import hf_kernel_patch
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
-from tests.recognition.leaves.test_leaves import ROPE, rope_inputs
+from tests.recognition.leaves.rope_inputs import ROPE, rope_inputs
 from tests.support.probes import watched_kernel
 from tests.support.tiny import (
     TRANSFORMERS_5,

@@ -12,6 +12,7 @@ from packaging.version import Version
 
 import hf_kernel_patch
 from hf_kernel_patch.recognition import experts_interface
+from tests.recognition.leaves.experts import OURS, asked_for, experts_row, takes_names
 from tests.support.probes import run_python
 from tests.support.tiny import (
     TRANSFORMERS_5,
@@ -27,19 +28,7 @@ from tests.support.tiny import (
 pytestmark = pytest.mark.skipif(
     not TRANSFORMERS_5, reason="transformers 4 has no choice of experts"
 )
-#: From here on transformers asks its interface which names there are.
-TAKES_NAMES = Version(transformers.__version__) >= Version("5.7")
-takes_names = pytest.mark.skipif(not TAKES_NAMES, reason="transformers takes no other names")
 KNOWS_SENTINEL = Version(transformers.__version__) >= Version("5.18")
-OURS = "hf_kernel_patch"
-
-
-def experts_row(report: Any) -> Any:
-    return next(row for row in report if row.site.endswith("Experts.forward"))
-
-
-def asked_for(model: Any) -> str:
-    return str(model.config._experts_implementation)
 
 
 @pytest.mark.parametrize("by", ["model", "class"])

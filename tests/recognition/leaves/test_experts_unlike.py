@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.recognition.leaves.test_experts import OURS, takes_names
+from tests.recognition.leaves.experts import OURS, takes_names
 from tests.support.moe_kernels import KERNELS, registered
 from tests.support.tiny import TRANSFORMERS_5, modelling, tiny_config, tiny_model, tokens
 

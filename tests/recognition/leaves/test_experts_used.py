@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
-from tests.recognition.leaves.test_experts import OURS, asked_for, experts_row, takes_names
+from tests.recognition.leaves.experts import OURS, asked_for, experts_row, takes_names
 from tests.support.moe_kernels import KERNELS, registered
 from tests.support.tiny import (
     TRANSFORMERS_5,

@@ -13,6 +13,7 @@ import hf_kernel_patch
 from hf_kernel_patch.patching.lookup import locate
 from hf_kernel_patch.recognition import Site, build
 from hf_kernel_patch.registry import kernels
+from tests.recognition.leaves.rope_inputs import ROPE, rope_inputs
 from tests.support.tiny import (
     ARCHITECTURES,
     ROWS,
@@ -26,7 +27,6 @@ from tests.support.tiny import (
     tokens,
 )
 
-ROPE = ("llama", "phi3", "olmo2")
 EXACT_OPS = ("rms_norm", "rope", "swiglu")
 
 
@@ -45,19 +45,6 @@ def test_logits_are_bit_for_bit_those_of_eager_without_the_experts(
     rotary = [row.served for row in report if row.op == "rope"]
     assert any(rotary) or not rotary  # of DeepSeek-V3's two the config chooses one
     assert not any(row.handed_back for row in report)
-
-
-def rope_inputs(name: str, heads_at: int) -> tuple[torch.Tensor, ...]:
-    """q (2, 3, 5, 8) and k (2, 1, 5, 8), or with the heads at 2, and cos and sin (1, 5, R)."""
-    generator = torch.Generator().manual_seed(0)
-    width = 6 if name == "phi3" else 8
-
-    def heads(count: int) -> torch.Tensor:
-        x = torch.randn(2, count, 5, 8, generator=generator)
-        return x if heads_at == 1 else x.transpose(1, 2)
-
-    cos, sin = (torch.randn(1, 5, width, generator=generator) for _ in range(2))
-    return heads(3), heads(1), cos, sin
 
 
 # (arguments after sin, keyword arguments, where the heads are), in the signature of each version.

@@ -10,19 +10,11 @@ import torch
 from torch import nn
 
 import hf_kernel_patch
+from tests.recognition.rules.head_loss.steps import LOSS, agree, labels, run
 from tests.support.ops.inputs import draw
 from tests.support.tiny import error, having, modelling, tiny_model, tokens
 
-LOSS = "linear_cross_entropy"
 KEPT = torch.tensor([2, 5, 9])
-
-
-def labels(**changes: Any) -> torch.Tensor:
-    """Labels of ``tokens()``, the first ten of a row and some others ignored."""
-    found = tokens().clone()
-    found[0, :10] = -100
-    found[1, 3::4] = -100
-    return found
 
 
 #: name -> the arguments besides the ids.
@@ -55,41 +47,6 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "embeddings": lambda: {"labels": labels(), "inputs_embeds": draw((2, 17, 64), grad=False)},
     "an argument that the loss ignores": lambda: {"labels": labels(), "label_smoothing": 0.1},
 }
-
-
-def run(model: Any, *args: Any, **options: Any) -> dict[str, Any]:
-    """Everything in the output, and the gradients of the loss."""
-    model.zero_grad()
-    ids = () if "inputs_embeds" in options else (tokens(),)
-    output = model(*(args or ids), **options)
-    if output.loss.requires_grad:
-        output.loss.sum().backward()
-    found = {"class": type(output).__qualname__, "keys": list(output)}
-    found |= {name: value for name, value in output.items() if torch.is_tensor(value)}
-    found |= {f"hidden {i}": h for i, h in enumerate(output.get("hidden_states") or ())}
-    cache = getattr(output.get("past_key_values"), "layers", ())
-    found |= {f"cache {i}": layer.keys for i, layer in enumerate(cache) if hasattr(layer, "keys")}
-    found |= {f"router {i}": r for i, r in enumerate(output.get("router_logits") or ())}
-    return found | {
-        f"gradient of {name}": parameter.grad
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
-def agree(inside: dict[str, Any], eager: dict[str, Any]) -> None:
-    assert list(inside) == list(eager)
-    for name, expected in eager.items():
-        if not torch.is_tensor(expected):
-            assert inside[name] == expected
-            continue
-        assert inside[name].shape == expected.shape, name
-        assert inside[name].dtype == expected.dtype, name
-        if "gradient" in name or name == "loss":
-            assert torch.equal(inside[name].isnan(), expected.isnan()), name
-            assert error(inside[name].detach().nan_to_num(), expected.detach().nan_to_num()) < 4e-6
-        else:
-            assert torch.equal(inside[name], expected), name
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -12,18 +12,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils.operations import recursively_apply
-from torch.nn.parallel.distributed import _find_tensors, _tree_flatten_with_rref
+from torch.nn.parallel.distributed import _tree_flatten_with_rref
 from torch.utils import _pytree as pytree
 
 import hf_kernel_patch
+from tests.recognition.rules.head_loss.steps import walked
 from tests.support.tiny import tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
-
-
-def walked(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output, as DistributedDataParallel finds them."""
-    return list(_find_tensors(output))
 
 
 def matched(output: Any) -> Any:

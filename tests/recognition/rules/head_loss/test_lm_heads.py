@@ -15,7 +15,7 @@ from torch import nn
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
-from tests.recognition.rules.head_loss.test_causal_lm import agree, labels, run
+from tests.recognition.rules.head_loss.steps import agree, labels, run
 from tests.support.probes import handed_back, served
 from tests.support.tiny import TRANSFORMERS_5, tiny_model, tokens
 

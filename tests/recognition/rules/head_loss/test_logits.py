@@ -12,7 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchWarning
-from tests.recognition.rules.head_loss.test_lazy_logits import walked
+from tests.recognition.rules.head_loss.steps import walked
 from tests.support.tiny import tiny_model, tokens
 
 LOSS = "linear_cross_entropy"

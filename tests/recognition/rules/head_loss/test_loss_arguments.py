@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.recognition.rules.head_loss.test_causal_lm import LOSS, labels
+from tests.recognition.rules.head_loss.steps import LOSS, labels
 from tests.support.tiny import error, tiny_model, tokens
 
 F64, BF16, F16 = torch.float64, torch.bfloat16, torch.float16

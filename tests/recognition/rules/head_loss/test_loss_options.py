@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from tests.recognition.rules.head_loss.test_causal_lm import LOSS, labels
+from tests.recognition.rules.head_loss.steps import LOSS, labels
 from tests.support.tiny import tiny_model, tokens
 
 
