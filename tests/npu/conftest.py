@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import npusim
+import npusim
 
 
 def _why_not() -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hf_kernel_patch import registry
-from tests.npusim import calls, reset_calls
+from npusim import calls, reset_calls
 
 KERNELS = {
     "rms_norm": "npu_fused_rmsnorm",

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from hf_kernel_patch.ops.moe import reference
+from npusim import calls, reset_calls
 from tests.npu.device import drawn, function_of, kernel_of, used
-from tests.npusim import calls, reset_calls
 from tests.support.ops.cases_moe import as_list
 from tests.support.ops.checks import BF16, F16, F32
 from tests.support.tiny import error

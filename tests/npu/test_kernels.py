@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from npusim import calls, reset_calls
 from tests.npu.device import drawn, function_of, kernel_of, rotary, used
-from tests.npusim import calls, reset_calls
 from tests.support.ops import (
     cases_add_rms_norm,
     cases_moe,

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_kernel_patch
-from tests.npusim import reset_calls
+from npusim import reset_calls
 from tests.support.probes import places
 from tests.support.tiny import (
     ARCHITECTURES,

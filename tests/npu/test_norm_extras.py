@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from npusim import calls, reset_calls
 from tests.npu.device import drawn, function_of, kernel_of
-from tests.npusim import calls, reset_calls
 from tests.support.ops.checks import BF16, F32
 
 EAGER = {"rsqrt", "pow.Tensor_Scalar", "mean.dim"}

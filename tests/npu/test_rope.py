@@ -9,8 +9,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hf_kernel_patch.ops.rope import reference
+from npusim import calls, reset_calls
 from tests.npu.device import drawn, function_of, kernel_of, rotary, used
-from tests.npusim import calls, reset_calls
 from tests.support.ops import cases_rope
 from tests.support.ops.checks import BF16, F16, F32
 from tests.support.tiny import error

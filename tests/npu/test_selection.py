@@ -185,7 +185,7 @@ except hf_kernel_patch.KernelUnavailableError as error:
 """
 
 
-NO_DEVICE = "from tests.npusim import build; build.preload()\n"
+NO_DEVICE = "from npusim import build; build.preload()\n"
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,15 @@ import torch_npu
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import tests
+import npusim
 from hf_kernel_patch import devices
-from tests import npusim
-from tests.npusim import build
-from tests.npusim.agreement import META_DIFFERS, Disagreement, check_meta, check_returns
-from tests.npusim.install import kernel_of
-from tests.npusim.operators import Operator, operators
+from npusim import build
+from npusim.agreement import META_DIFFERS, Disagreement, check_meta, check_returns
+from npusim.install import kernel_of
+from npusim.operators import Operator, operators
 from tests.support.tiny import error, largest_error, outputs_and_gradients, tiny_model, tokens
 
+ROOT = Path(npusim.__file__).parent.parent
 CALLS = Callable[[], dict[str, int]]
 
 
@@ -43,7 +43,7 @@ def test_the_wheel_is_the_one_from_pypi_unmodified() -> None:
 
 def test_nothing_is_built_in_the_tree() -> None:
     folder = build.build()
-    assert Path(tests.__file__).parent not in folder.parents
+    assert ROOT not in folder.parents
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         (build.RUNTIME, *build.COMPANIONS)
     )
@@ -62,8 +62,7 @@ def test_the_simulator_does_not_start_twice() -> None:
 def test_unless_asked_for_the_tests_are_skipped_and_that_is_success() -> None:
     environment = {n: v for n, v in os.environ.items() if n != npusim.VARIABLE}
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/npu"]
-    root = Path(tests.__file__).parent.parent
-    ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
     assert f"asked for by {npusim.VARIABLE}=1" in ran.stdout
     assert "passed" not in ran.stdout

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch_npu
 
-from tests.npusim.operators import (
+from npusim.operators import (
     gated,
     grouped_matmul,
     limits,
@@ -18,7 +18,7 @@ from tests.npusim.operators import (
     rms_norm,
     rotary,
 )
-from tests.npusim.operators.limit import Limit, Refused
+from npusim.operators.limit import Limit, Refused
 
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 I32, I64 = torch.int32, torch.int64

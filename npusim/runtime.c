@@ -69,7 +69,7 @@ aclError aclrtGetLogicDevIdByUserDevId(int32_t user, int32_t *logic) { *logic = 
 aclError aclrtDeviceCanAccessPeer(int32_t *can, int device, int peer) { *can = 0; return SUCCESS; }
 aclError aclrtDeviceGetBareTgid(int32_t *pid) { *pid = 1; return SUCCESS; }
 
-/* An Atlas A2, the product that the limits of tests/npusim are those of. */
+/* An Atlas A2, the product that the limits of npusim are those of. */
 const char *aclrtGetSocName(void) { return "Ascend910B2"; }
 const char *aclGetRecentErrMsg(void) { return ""; }
 
