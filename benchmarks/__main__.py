@@ -11,22 +11,12 @@ import typer
 from rich.console import Console
 
 import hf_kernel_patch
-from benchmarks import (
-    cases,
-    convergence,
-    discovery,
-    e2e,
-    imports,
-    launch,
-    models,
-    results,
-    shapes,
-    tables,
-    variants,
-)
-from benchmarks.environment import DTYPES, default_device, default_dtype, header, slug
-from benchmarks.ops import OPS
-from benchmarks.timing import limits, reason
+from benchmarks.measure import cases, convergence, discovery, e2e, imports, launch
+from benchmarks.measure.environment import DTYPES, default_device, default_dtype, header, slug
+from benchmarks.measure.timing import limits, reason
+from benchmarks.report import results, tables
+from benchmarks.workloads import models, shapes, variants
+from benchmarks.workloads.ops import OPS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(width=140, highlight=False)
@@ -243,7 +233,7 @@ def report(
     into: Annotated[Path, typer.Option(help="the file to write")] = Path("benchmarks/RESULTS.md"),
 ) -> None:
     """RESULTS.md and its charts from the results; sections of other devices in it stay."""
-    from benchmarks import markdown
+    from benchmarks.report import markdown
 
     found = results.read(folders or [Path("benchmarks/results")])
     for written in markdown.write(results.merge(found), into):

@@ -12,22 +12,12 @@ from packaging.version import Version
 from typer.testing import CliRunner
 
 import hf_kernel_patch
-from benchmarks import (
-    cases,
-    imports,
-    markdown,
-    models,
-    ours,
-    peers,
-    processes,
-    results,
-    shapes,
-    timing,
-    worker,
-)
 from benchmarks.__main__ import app
-from benchmarks.inputs import make_inputs, truth
-from benchmarks.ops import FORWARDS, OPS
+from benchmarks.measure import cases, imports, processes, timing, worker
+from benchmarks.report import markdown, results
+from benchmarks.workloads import models, ours, peers, shapes
+from benchmarks.workloads.inputs import make_inputs, truth
+from benchmarks.workloads.ops import FORWARDS, OPS
 from hf_kernel_patch import registry
 from tests.benchmarks.commands import Result, command, report, written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import convergence
+from benchmarks.measure import convergence
 from tests.benchmarks.commands import command, report, written
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import hf_kernel_patch
-from benchmarks.environment import DTYPES
+from benchmarks.measure.environment import DTYPES
 from hf_kernel_patch import registry
 from hf_kernel_patch.cli.demo import models
 from hf_kernel_patch.cli.demo.text import batches, documentation

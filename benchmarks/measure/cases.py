@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import ours, peers
-from benchmarks.environment import synchronize
-from benchmarks.inputs import Inputs, as_tuple, make_inputs, truth
-from benchmarks.ops import FORWARDS, OPS, Arguments, Op
-from benchmarks.peers import Builder
-from benchmarks.shapes import Case
-from benchmarks.timing import Task, measure, reason
+from benchmarks.measure.environment import synchronize
+from benchmarks.measure.timing import Task, measure, reason
+from benchmarks.workloads import ours, peers
+from benchmarks.workloads.inputs import Inputs, as_tuple, make_inputs, truth
+from benchmarks.workloads.ops import FORWARDS, OPS, Arguments, Op
+from benchmarks.workloads.peers import Builder
+from benchmarks.workloads.shapes import Case
 
 Row = dict[str, Any]
 

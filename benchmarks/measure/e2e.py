@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models, processes, results, variants
-from benchmarks.environment import header, slug
+from benchmarks.measure import processes
+from benchmarks.measure.environment import header, slug
+from benchmarks.report import results
+from benchmarks.workloads import models, variants
 
 Row = dict[str, Any]
 #: Where every variant is one of these on a CPU, they stay and take turns.

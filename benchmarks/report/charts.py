@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks.report import tables
 
 Row = dict[str, Any]
 #: By kind: the figure of a row, its scale, and the axis that it is drawn on.

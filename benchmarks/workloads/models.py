@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_FOLDER = Path(__file__).with_name("configs")
+_FOLDER = Path(__file__).parents[1] / "configs"
 #: Layers measured where all of them would not fit beside gradients on one 80 GB device.
 LAYERS = {"llama-3.1-8b": 8, "qwen2.5-7b": 8, "qwen3-30b-a3b": 8}
 #: On a CPU: layers of the real size, but two of them, few experts and a small vocabulary.

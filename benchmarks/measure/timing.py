@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import synchronize
+from benchmarks.measure.environment import synchronize
 
 #: Written before each timed call on an accelerator, to leave nothing of the inputs in its cache; so
 #: often that the host has queued the call before the device comes to it.

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import charts, tables
-from benchmarks.environment import slug
+from benchmarks.measure.environment import slug
+from benchmarks.report import charts, tables
 
 Row = dict[str, Any]
 PREAMBLE = """\

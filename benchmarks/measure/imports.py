@@ -11,7 +11,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.environment import unpatched_environment
+from benchmarks.measure.environment import unpatched_environment
 
 PACKAGE = "hf_kernel_patch"
 #: Packages that importing ours must leave alone.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from benchmarks.ops import Arguments
-from benchmarks.peers import Builder, Built
+from benchmarks.workloads.ops import Arguments
+from benchmarks.workloads.peers import Builder, Built
 from hf_kernel_patch import registry
 
 #: Kernels that are measured in another setting too: id -> name -> options.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers import PACKAGES
+from benchmarks.workloads.peers import PACKAGES
 from hf_kernel_patch.devices import missing_package
 
 

@@ -1,7 +1,7 @@
 """One variant of one model in a process of its own, so that no patch reaches another variant.
 
-``python -m benchmarks.worker JOB`` builds, warms up, says so, and then measures once for every
-line that it reads. Lines that begin with ``RESULT`` are answers, in JSON.
+``python -m benchmarks.measure.worker JOB`` builds, warms up, says so, and then measures once for
+every line that it reads. Lines that begin with ``RESULT`` are answers, in JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import models, variants
-from benchmarks.environment import DTYPES, synchronize
-from benchmarks.variants import VARIANTS
+from benchmarks.measure.environment import DTYPES, synchronize
+from benchmarks.workloads import models, variants
+from benchmarks.workloads.variants import VARIANTS
 
 MARK = "RESULT "
 Answer = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.ops import Arguments, Op
-from benchmarks.shapes import Case
+from benchmarks.workloads.ops import Arguments, Op
+from benchmarks.workloads.shapes import Case
 
 
 @dataclass

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 import hf_kernel_patch
-from benchmarks import ours
-from benchmarks.cases import Row
-from benchmarks.inputs import make_inputs
-from benchmarks.ops import OPS
-from benchmarks.peers import PEERS, Builder
-from benchmarks.shapes import Case
-from benchmarks.timing import host_times, reason
+from benchmarks.measure.cases import Row
+from benchmarks.measure.timing import host_times, reason
+from benchmarks.workloads import ours
+from benchmarks.workloads.inputs import make_inputs
+from benchmarks.workloads.ops import OPS
+from benchmarks.workloads.peers import PEERS, Builder
+from benchmarks.workloads.shapes import Case
 
 #: Ops whose original is reached through a class or function that a patch replaces, and whose.
 PATCHED = {"rms_norm": "llama", "rope": "llama", "moe": "qwen3_moe"}

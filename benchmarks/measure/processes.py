@@ -12,8 +12,8 @@ from contextlib import suppress
 from statistics import median
 from typing import Any, TextIO
 
-from benchmarks.environment import unpatched_environment
-from benchmarks.worker import MARK
+from benchmarks.measure.environment import unpatched_environment
+from benchmarks.measure.worker import MARK
 
 Answer = dict[str, Any]
 
@@ -24,7 +24,7 @@ class Worker:
     def __init__(self, job: dict[str, Any], limit: float):
         self._errors: TextIO = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps(job)],
+            [sys.executable, "-m", "benchmarks.measure.worker", json.dumps(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
