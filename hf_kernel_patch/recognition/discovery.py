@@ -120,12 +120,13 @@ def _looked_up(
             return
     near: list[tuple[str, str]] = []
     for rule in [one for one in known().values() if isinstance(one, Rule)]:
-        if _is_layer(owner) and rule.may_be_in(code):
-            reason = _why_no_rule(rule, value, function, owner)
-            if reason is None:
-                yield rule.name, ""
-            elif reason:
-                near.append((rule.name, reason))
+        if not _is_layer(owner):
+            break
+        reason = _why_no_rule(rule, function) if rule.may_be_in(code) else ""
+        if reason is None:
+            yield rule.name, ""
+        elif reason or rule.is_expected_in(qualname, code):
+            near.append((rule.name, reason or rule.unknown))
     yield from near
     if (nearest := _nearest(qualname, function)) is not None:
         yield nearest
@@ -137,7 +138,7 @@ def _is_layer(owner: Any) -> bool:
     return isinstance(owner, type) and issubclass(owner, nn.Module)
 
 
-def _why_no_rule(rule: Rule, value: Any, function: FunctionType, owner: Any) -> str | None:
+def _why_no_rule(rule: Rule, function: FunctionType) -> str | None:
     """None where a rule fits a method, else where it nearly does, or ""."""
     try:
         source = function_of(function)

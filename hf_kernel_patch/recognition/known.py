@@ -102,6 +102,8 @@ class Rule:
             device adds to the whole function.
         names: what some name in the function's bytecode has to match; "" for any function. It
             spares most functions a look at their source.
+        usual: what such functions are usually called, matched with "Class.method(parameters):
+            names in its bytecode"; one that is called so and has no such code is reported.
     """
 
     name: str
@@ -111,11 +113,23 @@ class Rule:
     helper: str
     entry: Entry | None = None
     names: str = ""
+    usual: str = ""
 
     def may_be_in(self, code: CodeType) -> bool:
         """Whether a function of this bytecode may have the rule's code."""
         found = re.compile(self.names).search
         return any(found(name) for name in code.co_names)
+
+    def is_expected_in(self, qualname: str, code: CodeType) -> bool:
+        """Whether a function of this name and bytecode is called as those with the rule's code."""
+        parameters = ", ".join(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+        text = f"{qualname}({parameters}): {' '.join(code.co_names)}"
+        return bool(self.usual) and re.match(self.usual, text) is not None
+
+    @property
+    def unknown(self) -> str:
+        """Why a function holds none of the rule's code, nor what nearly is."""
+        return f"no code that the rule {self.name} knows"
 
     def leaves(self, module: Any) -> str:
         """As of a leaf."""
@@ -140,7 +154,7 @@ class Rule:
         helper = free_name(source, self.helper, taken)
         found = self.find(source, helper)
         if not found.edits:
-            nearly = "; ".join(found.near) or f"no code that the rule {self.name} knows"
+            nearly = "; ".join(found.near) or self.unknown
             return f"{function.__qualname__} of {_module_of(function)}: {nearly}"
         return source, found, helper
 

@@ -250,6 +250,38 @@ def test_code_without_source_is_a_line_of_the_report() -> None:
     assert "cannot be read" in rows["no_source.OwnRMSNorm.forward"].reason
 
 
+@pytest.mark.parametrize(
+    ("model", "site", "rule"),
+    [
+        ("starcoder2", "Starcoder2MLP.forward", "gated_product"),
+        ("phi", "PhiDecoderLayer.forward", "residual_norm"),
+        ("bart", "BartForConditionalGeneration.forward", "head_loss"),
+    ],
+)
+def test_what_is_called_as_a_rule_s_code_and_is_none_is_a_line(
+    model: str, site: str, rule: str
+) -> None:
+    modelling_module = importlib.import_module(models.find_modules(model)[0])
+    found = discover(vars(modelling_module), modelling_module.__name__)
+    assert {one.reason for one in found if one.qualname == site and one.code == rule} == {
+        f"no code that the rule {rule} knows"
+    }
+    with hf_kernel_patch.patched(EVERY, models=model) as report:
+        rows = [row for row in report if row.site.endswith(f".{site}")]
+    assert [row.outcome for row in rows if "no code that" in row.reason] == ["skipped"]
+
+
+def test_heads_without_a_loss_of_their_own_are_no_lines() -> None:
+    """A model that hands its labels on, or has none, has no loss that could be fused."""
+    program = "class OwnForCausalLM(torch.nn.Module):\n    def forward(self, x, labels=None):\n"
+    for body, expected in [("self.model(x, labels)", 0), ("self.loss_function(x, labels)", 1)]:
+        scope = {"torch": torch, "__name__": "own_heads"}
+        text = f"{program}        return {body}\n"
+        linecache.cache["<own heads>"] = (len(text), None, text.splitlines(True), "<own heads>")
+        exec(compile(text, "<own heads>", "exec"), scope)
+        assert len(discover(scope, "own_heads")) == expected
+
+
 def test_a_notebook_whose_cell_is_run_again_is_patched_again() -> None:
     notebook = types.ModuleType("notebook")
     sys.modules["notebook"] = notebook

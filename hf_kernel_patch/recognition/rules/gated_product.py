@@ -281,4 +281,14 @@ def _activated(activation: Any, gate: Any, approximate: str | None) -> Any:
     return activation(gate, approximate=approximate)
 
 
-register(Rule("gated_product", "swiglu", find, serve, "swiglu", names="act|silu|gelu"))
+register(
+    Rule(
+        "gated_product",
+        "swiglu",
+        find,
+        serve,
+        "swiglu",
+        names="act|silu|gelu",
+        usual=r"\w*MLP\.forward\(",
+    )
+)

@@ -176,5 +176,14 @@ def _makes_output(function: Function, call: ast.Call) -> bool:
 
 
 register(
-    Rule("head_loss", "linear_cross_entropy", find, serve, "fused_loss", names="^loss_function$")
+    Rule(
+        "head_loss",
+        "linear_cross_entropy",
+        find,
+        serve,
+        "fused_loss",
+        names="^loss_function$",
+        usual=r"\w*For(?:CausalLM|ConditionalGeneration)\.forward\(.*\blabels\b.*\): "
+        r".*\b(?:loss_function|CrossEntropyLoss|cross_entropy)\b",
+    )
 )

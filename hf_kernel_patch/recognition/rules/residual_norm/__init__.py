@@ -167,6 +167,13 @@ def serve(site: Site) -> Callable[..., Any]:
 
 register(
     Rule(
-        "residual_norm", "add_rms_norm", find, serve, "add_rms_norm", entry=entry, names="(?i)norm"
+        "residual_norm",
+        "add_rms_norm",
+        find,
+        serve,
+        "add_rms_norm",
+        entry=entry,
+        names="(?i)norm",
+        usual=r"\w*DecoderLayer\.forward\(",
     )
 )
