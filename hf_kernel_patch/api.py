@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
+from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import model_patch, watching
 from hf_kernel_patch.patching.global_patch import Activation
-from hf_kernel_patch.patching.ledger import undo_all
+from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
-from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.settings import UNSET, Settings
@@ -267,7 +267,7 @@ def capture_decoding(enabled: bool = True) -> None:
 
 def _apply(
     model: Any,
-    kernels: dict[str, registry.Kernel],
+    kernels: dict[str, Kernel],
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
     options: model_patch.Options = (),
@@ -289,7 +289,7 @@ def _activation(wanted: Settings) -> Activation:
     return Activation(wanted, _select(wanted), explicit=isinstance(wanted.include, tuple))
 
 
-def _select(wanted: Settings) -> dict[str, registry.Kernel]:
+def _select(wanted: Settings) -> dict[str, Kernel]:
     from hf_kernel_patch import models
 
     models.select(wanted.models, wanted.sources.get("models", ""))

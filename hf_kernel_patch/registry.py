@@ -1,4 +1,4 @@
-"""The kernels: what runs an op on a device, under a public id."""
+"""Which kernels there are, which can run here, and which the settings choose."""
 
 from __future__ import annotations
 
@@ -7,98 +7,16 @@ import math
 import os
 import pkgutil
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 from hf_kernel_patch import devices
+from hf_kernel_patch import ops as ops_folder
 from hf_kernel_patch.errors import KernelUnavailableError, shown, unknown
+from hf_kernel_patch.kernels import BaseKernel, Kernel, registered
 
-
-class BaseKernel:
-    """One op on one device. A subclass with ``@register_kernel`` is all that a new kernel needs.
-
-    The class is a light descriptor: defining it imports no backend. ``function`` is the op itself,
-    or ``"package.module:name"``, imported at first use; it takes the op's arguments, as the ops'
-    ``reference.py`` files define them.
-    """
-
-    kernel_id: ClassVar[str] = ""
-    op: ClassVar[str] = ""
-    #: torch's device type, or "any".
-    device: ClassVar[str] = "any"
-    #: What it is written in: "torch", "triton", "npu" or a name of your own.
-    backend: ClassVar[str] = "torch"
-    #: Device types on which "auto" takes this kernel.
-    default_on: ClassVar[tuple[str, ...]] = ()
-    #: Packages that have to be importable.
-    requires: ClassVar[tuple[str, ...]] = ("torch",)
-    #: Whether torch.compile may trace the function; otherwise it sees the original.
-    traceable: ClassVar[bool] = False
-    function: ClassVar[str | Callable[..., Any]] = ""
-    #: Options that users may set, with their defaults.
-    options: ClassVar[Mapping[str, Any]] = {}
-    #: The least and the greatest value of options that are numbers, both allowed. One that is not
-    #: named goes from 0, or has no least value where its default is below 0; one whose default
-    #: is None is above 0.
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    #: Leaves and rules of an op of your own (see docs/kernels.md); those of the ops here are in
-    #: ``recognition/``.
-    code: ClassVar[tuple[Any, ...]] = ()
-    #: The old name of ``code``.
-    forms: ClassVar[tuple[Any, ...]] = ()
-
-    @classmethod
-    def check_device(cls) -> str | None:
-        """None where the device is usable here, else the reason why not."""
-        return devices.why_not(cls.device)
-
-    @classmethod
-    def check_deps(cls) -> str | None:
-        """None where every required package is importable, else the reason why not."""
-        missing = [name for name in cls.requires if devices.missing_package(name)]
-        return f"needs the package {', '.join(missing)}" if missing else None
-
-    @classmethod
-    def refuse(cls, *arguments: Any) -> str | None:
-        """Why this call's arguments go to the original code, or None; asked at every call."""
-        return None
-
-    @classmethod
-    def no_gain(cls, *arguments: Any) -> str | None:
-        """Why this call, which it could take, stays with the original unless the kernel was named.
-
-        None where it pays. For an op that is slower than the original at a size or in a dtype.
-        """
-        return None
-
-    @classmethod
-    def load(cls) -> Callable[..., Any]:
-        """The op's function, imported now."""
-        function = cls.function
-        return pkgutil.resolve_name(function) if isinstance(function, str) else function
-
-    @classmethod
-    def apply(cls, *, model: Any) -> Any:
-        """Patch one model and return it; override it for a kernel that patches in its own way."""
-        from hf_kernel_patch.patching.model_patch import patch_model
-
-        return patch_model(model, {cls.op: cls}, explicit=True)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # The reference documents write _kernel_id and _device.
-        for name in ("kernel_id", "device"):
-            if f"_{name}" in vars(cls):
-                value = vars(cls)[f"_{name}"]
-                setattr(cls, name, getattr(value, "value", value))
-
-
-Kernel = type[BaseKernel]
-K = TypeVar("K", bound=Kernel)
 #: Options beyond it are as good as infinite: an op that multiplies them would overflow.
 HUGE = 1e300
-_kernels: dict[str, Kernel] = {}
 
 
 class Scan:
@@ -133,42 +51,14 @@ class Scan:
                 self._running = False
 
 
-def register_kernel(cls: K) -> K:
-    """Class decorator: make a BaseKernel subclass known under its ``kernel_id``; returns it.
-
-    Raises TypeError for something else than a BaseKernel subclass and ValueError for a missing id,
-    or an id that another class holds (defining the same class again, as a notebook does, is fine).
-    """
-    if not (isinstance(cls, type) and issubclass(cls, BaseKernel)):
-        raise TypeError(f"register_kernel takes a subclass of BaseKernel, not {shown(cls)}")
-    if not cls.kernel_id or "," in cls.kernel_id:
-        raise ValueError(f"{cls.__qualname__} needs a kernel_id (without commas)")
-    holder = _kernels.get(cls.kernel_id)
-    if holder and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"kernel id {cls.kernel_id!r} is taken by {holder.__module__}")
-    _kernels[cls.kernel_id] = cls
-    if cls.forms:
-        warnings.warn(
-            f"{cls.__qualname__}.forms is old: write code", DeprecationWarning, stacklevel=2
-        )
-    if found := (*cls.code, *cls.forms):
-        from hf_kernel_patch.recognition import register
-
-        for one in found:
-            register(one)
-    return cls
-
-
 def kernels() -> dict[str, Kernel]:
     """Every registered kernel by id; the first call scans ``ops/``."""
     _scan()
-    return _kernels
+    return registered
 
 
 def _import_ops() -> None:
-    from hf_kernel_patch import ops
-
-    for found in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+    for found in pkgutil.iter_modules(ops_folder.__path__, f"{ops_folder.__name__}."):
         if found.ispkg:
             importlib.import_module(found.name)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.patching import model_patch, records
+from hf_kernel_patch.patching import model_patch
+from hf_kernel_patch.patching.ledger import ledger
 from hf_kernel_patch.settings import PREFIX
 
 if not torch.cuda.is_available():
@@ -24,7 +25,7 @@ def nothing_left_patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable)
     yield
     left = hf_kernel_patch.status().rows
-    stacks = dict(records.ledger._stacks)
+    stacks = dict(ledger._stacks)
     hf_kernel_patch.unpatch()
     hf_kernel_patch.count_calls(False)
     assert not left, f"left patched: {left}"

@@ -18,8 +18,9 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 #: such as the command line, stands on top of all.
 LAYERS = (
     {"version", "errors", "devices"},
-    {"settings", "registry"},
+    {"settings", "kernels"},
     {"ops"},
+    {"registry"},
     {"recognition"},
     {"models"},
     {"patching"},
@@ -27,8 +28,6 @@ LAYERS = (
     {"trainer"},
     {"__init__"},
 )
-#: Inside functions alone: what registering and scanning need of the parts above.
-LATE = {("registry", "ops"), ("registry", "recognition"), ("registry", "patching")}
 FRAMEWORKS = {"torch", "transformers", "triton", "torch_npu", "accelerate", "numpy", "kernels"}
 #: Third-party packages that a file of ``ops/<op>/`` may import, by its name up to an underscore.
 BACKENDS = {
@@ -74,12 +73,10 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_part_imports_from_below_itself(path: Path) -> None:
     here = path.with_suffix("").parts[0]
-    for module, at_once in imports(path):
+    for module, _ in imports(path):
         if module.split(".")[0] != "hf_kernel_patch":
             continue
         there = part(module)
-        if not at_once and (here, there) in LATE:
-            continue
         below = rank(there) < rank(here) or rank(here) == len(LAYERS)
         assert there == here or below, f"{path} imports {module}"
 

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.workloads.ops import Arguments
 from benchmarks.workloads.peers import Builder, Built
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import Kernel
 
 #: Kernels that are measured in another setting too: id -> name -> options.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -30,14 +31,14 @@ def kernels(op: str, device: str) -> tuple[dict[str, Builder], dict[str, str]]:
     return found, absent
 
 
-def why_not(kernel: registry.Kernel, device: str) -> str | None:
+def why_not(kernel: Kernel, device: str) -> str | None:
     """Why a kernel cannot run on this device, or None."""
     if kernel.device not in ("any", device):
         return f"it is for {kernel.device}"
     return registry.unavailable(kernel)
 
 
-def _builder(kernel: registry.Kernel, **options: Any) -> Builder:
+def _builder(kernel: Kernel, **options: Any) -> Builder:
     def build(a: Arguments) -> Built:
         if why := kernel.refuse(*vars(a).values()):
             raise NotImplementedError(f"the kernel refuses this call: {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hf_kernel_patch.registry import BaseKernel
+from hf_kernel_patch.kernels import BaseKernel
 
 
 class TritonKernel(BaseKernel):

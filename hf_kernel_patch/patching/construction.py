@@ -14,8 +14,7 @@ from weakref import WeakSet
 
 from hf_kernel_patch.models import is_modelling
 from hf_kernel_patch.patching.imports import is_imported
-from hf_kernel_patch.patching.ledger import Attribute, Entry
-from hf_kernel_patch.patching.records import ledger
+from hf_kernel_patch.patching.ledger import Attribute, Entry, ledger
 
 _BASE = "transformers.modeling_utils"
 #: Their classes go around models or into them; they hold no models' code.

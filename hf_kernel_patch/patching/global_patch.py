@@ -12,12 +12,13 @@ from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning
+from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.models import Architecture, Target
 from hf_kernel_patch.patching import watching
 from hf_kernel_patch.patching.construction import modules_of_models
 from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
-from hf_kernel_patch.patching.ledger import Attribute, undo_all
+from hf_kernel_patch.patching.ledger import Attribute, ledger, undo_all
 from hf_kernel_patch.patching.lookup import (
     exists_here,
     globals_holding,
@@ -33,13 +34,12 @@ from hf_kernel_patch.patching.records import (
     Record,
     bound_to,
     describe_source,
-    ledger,
     record_of,
 )
 from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
 from hf_kernel_patch.recognition import Request, known, request, why_not
 from hf_kernel_patch.recognition.source import original_of
-from hf_kernel_patch.registry import Kernel, has_own_apply, options_of
+from hf_kernel_patch.registry import has_own_apply, options_of
 from hf_kernel_patch.settings import Settings
 
 logger = logging.getLogger("hf_kernel_patch")

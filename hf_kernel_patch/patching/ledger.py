@@ -244,3 +244,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def _describe(value: Any) -> str:
     where = getattr(value, "__globals__", {}).get("__name__") or type(value).__module__
     return f"{getattr(value, '__qualname__', type(value).__qualname__)} of {where}"
+
+
+#: The ledger of everything that is patched in this process.
+ledger = Ledger()

@@ -11,18 +11,18 @@ from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.patching.construction import modules_of
-from hf_kernel_patch.patching.ledger import Entry, Slot, undo_all
+from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
 from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
-from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.patching.subclass import root_of
 from hf_kernel_patch.recognition import known, request, why_not
 from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
-from hf_kernel_patch.registry import Kernel, options_of
+from hf_kernel_patch.registry import options_of
 from hf_kernel_patch.settings import is_rank_zero
 
 logger = logging.getLogger("hf_kernel_patch")
@@ -241,6 +241,9 @@ def patch_model(
     if is_rank_zero():
         logger.info("one %s: %s", type(model).__name__, PatchReport(rows).summary())
     return model
+
+
+provide(patch_model)
 
 
 def require_model(model: Any) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry
+from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry, ledger
 from hf_kernel_patch.patching.lookup import describe, is_plain_bound
-from hf_kernel_patch.patching.records import Record, bound_to, changed, ledger, requests_on
+from hf_kernel_patch.patching.records import Record, bound_to, changed, requests_on
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
 from hf_kernel_patch.recognition import Composed, Request, composed

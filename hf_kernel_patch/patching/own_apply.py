@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hf_kernel_patch.kernels import BaseKernel
 from hf_kernel_patch.models import Target
-from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item
+from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item, ledger
 from hf_kernel_patch.patching.model_patch import Application, applications, require_model
-from hf_kernel_patch.patching.records import ledger
 from hf_kernel_patch.patching.report import PATCHED, Row
-from hf_kernel_patch.registry import BaseKernel
 
 
 @contextmanager

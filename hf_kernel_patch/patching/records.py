@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
-from hf_kernel_patch.patching.ledger import Attribute, Entry, Ledger, Slot
+from hf_kernel_patch.patching.ledger import Attribute, Entry, Slot, ledger
 from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
@@ -16,7 +16,6 @@ from hf_kernel_patch.recognition.composing import difference, made_of, source_ha
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
-ledger = Ledger()
 _records: dict[int, Record] = {}
 #: Told of each record whose function has become another.
 changed: list[Callable[[Record], None]] = []

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from hf_kernel_patch import models
 from hf_kernel_patch.patching.construction import ModelWatcher
 from hf_kernel_patch.patching.imports import ImportWatcher, wait_for_imports
-from hf_kernel_patch.patching.records import ledger
+from hf_kernel_patch.patching.ledger import ledger
 
 
 class Active(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.recognition.edits import CannotRewrite, Edit, edited
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
@@ -17,7 +18,6 @@ from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
 from hf_kernel_patch.recognition.wrappers import cells_of_itself, innermost_of, rewrapped
-from hf_kernel_patch.registry import Kernel
 
 
 @dataclass(frozen=True)

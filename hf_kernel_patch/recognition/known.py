@@ -10,6 +10,7 @@ from functools import update_wrapper
 from types import CodeType
 from typing import Any, TypeVar
 
+from hf_kernel_patch.kernels import provide
 from hf_kernel_patch.recognition.edits import Edit
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
 from hf_kernel_patch.recognition.site import Site, Swallowed
@@ -195,6 +196,9 @@ def register(code: K) -> K:
         raise TypeError(f"expected a Leaf or a Rule, got {code!r}")
     _known[code.name] = code
     return code
+
+
+provide(register, "register_code")
 
 
 def known() -> dict[str, Known]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
+from hf_kernel_patch.kernels import BaseKernel, Kernel
 from hf_kernel_patch.recognition.modules import compiling, hooked_everywhere
-from hf_kernel_patch.registry import BaseKernel, Kernel
 
 SERVED = "served"
 #: What a call is counted as that replayed CUDA graphs.

@@ -16,6 +16,7 @@ from transformers.models.llama import modeling_llama
 import hf_kernel_patch
 from hf_kernel_patch import models, registry
 from hf_kernel_patch import version as package_version
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from tests.cli.commands import ROOT, invoke
 from tests.support.tiny import ARCHITECTURES, ROWS, ops_of, tiny_config
 
@@ -42,7 +43,7 @@ def test_list_shows_every_kernel_and_whether_it_runs_here() -> None:
 
 def test_list_says_why_a_kernel_cannot_run() -> None:
     members = {"kernel_id": "needy", "op": "rms_norm", "requires": ("no_such_package",)}
-    registry.register_kernel(type("Needy", (registry.BaseKernel,), members))
+    register_kernel(type("Needy", (BaseKernel,), members))
     try:
         (needy,) = [one for one in answer("list") if one["kernel_id"] == "needy"]
         assert needy["unavailable"] == "needs the package no_such_package"

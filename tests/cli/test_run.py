@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from tests.cli.commands import ROOT, invoke
 
 
@@ -55,7 +56,7 @@ def test_run_refuses_before_anything_starts(
 
 def test_run_names_the_kernel_that_cannot_run_here() -> None:
     members = {"kernel_id": "needy", "op": "rms_norm", "requires": ("no_such_package",)}
-    registry.register_kernel(type("Needy", (registry.BaseKernel,), members))
+    register_kernel(type("Needy", (BaseKernel,), members))
     try:
         result = invoke("run", "--include", "needy", __file__)
         assert result.exit_code == 1

@@ -15,6 +15,7 @@ import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchWarning, Leaf
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching import model_patch, records, watching
+from hf_kernel_patch.patching.ledger import ledger
 from hf_kernel_patch.recognition import composing, known
 from hf_kernel_patch.recognition.leaves.norms import LLAMA
 from tests.support.probes import (
@@ -39,14 +40,14 @@ def before() -> Iterator[dict[str, Any]]:
     yield objects
     assert changed(objects) == set()
     assert not watching.active
-    assert not records.ledger._stacks
+    assert not ledger._stacks
     sites = [site for made in composing._made.values() for site in made.sites.values()]
     assert not any(site.active for site in sites)
 
 
 def failing_at(nth: int, error: BaseException) -> Callable[..., Any]:
     """``ledger.push`` that raises instead of doing its ``nth`` call."""
-    push, calls = records.ledger.push, 0
+    push, calls = ledger.push, 0
 
     def failing(slot: Any, value: Any) -> Any:
         nonlocal calls
@@ -65,17 +66,17 @@ def test_a_failure_at_any_replacement_leaves_nothing(
     norm = llama().LlamaRMSNorm(8)
     norm.forward = own = MethodType(llama().LlamaRMSNorm.forward, norm)
     with hf_kernel_patch.patched(LAYERS, models="llama"):
-        pushes = len(records.ledger._stacks)
+        pushes = len(ledger._stacks)
     assert pushes >= 4
     for nth in range(pushes):
         with monkeypatch.context() as patch:
-            patch.setattr(records.ledger, "push", failing_at(nth, error))
+            patch.setattr(ledger, "push", failing_at(nth, error))
             with pytest.raises(type(error), match="injected"):
                 hf_kernel_patch.patch_transformers(LAYERS, models="llama")
         assert changed(before) == set()
         assert norm.forward is own
         assert not hf_kernel_patch.status().rows
-        assert not records.ledger._stacks
+        assert not ledger._stacks
     with hf_kernel_patch.patched(LAYERS, models="llama", strict=True):
         assert len(changed(before)) == 3
     assert norm.forward is own
@@ -87,7 +88,7 @@ def test_a_failure_leaves_the_patches_that_were_there(
     hf_kernel_patch.patch_transformers(NORM, models="llama")
     block = hf_kernel_patch.patched(LAYERS, models="llama")
     with monkeypatch.context() as patch:
-        patch.setattr(records.ledger, "push", failing_at(1, RuntimeError("injected")))
+        patch.setattr(ledger, "push", failing_at(1, RuntimeError("injected")))
         for enter in (
             block.__enter__,
             lambda: hf_kernel_patch.patch_transformers(LAYERS, models="llama"),

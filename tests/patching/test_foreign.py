@@ -11,7 +11,8 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, KernelPatchError, KernelPatchWarning
-from hf_kernel_patch.patching import records, watching
+from hf_kernel_patch.patching import watching
+from hf_kernel_patch.patching.ledger import ledger
 from tests.support.probes import (
     LAYERS,
     NORM,
@@ -215,5 +216,5 @@ def test_nothing_of_ours_is_remembered_after_a_foreign_patch() -> None:
     llama().LlamaRMSNorm.forward = over(llama().LlamaRMSNorm.forward)
     with pytest.raises(ForeignPatchError):
         hf_kernel_patch.unpatch()
-    assert not records.ledger._stacks
+    assert not ledger._stacks
     assert not watching.active

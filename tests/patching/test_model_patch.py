@@ -12,7 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import apply_default_kernels, apply_kernel, unpatch
-from hf_kernel_patch.patching import records
+from hf_kernel_patch.patching.ledger import ledger
 from tests.support.probes import logits, watched_kernel
 from tests.support.scope import (
     LAYERS,
@@ -202,7 +202,7 @@ def test_models_that_come_and_go_leave_nothing_behind() -> None:
         assert gone() is None
         assert not hf_kernel_patch.status().rows
     unpatch(apply_kernel(NORM, model=tiny_model("llama")))
-    left, records.ledger._stacks = records.ledger._stacks, {}
+    left, ledger._stacks = ledger._stacks, {}
     assert not left
     assert set(sys.modules) == before
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.patching import records, watching
+from hf_kernel_patch.patching import watching
+from hf_kernel_patch.patching.ledger import ledger
 from tests.support.probes import (
     LAYERS,
     MOE,
@@ -128,12 +129,12 @@ def test_build_patch_build(before: dict[str, Any]) -> None:
 
 def test_a_second_equal_call_does_nothing(before: dict[str, Any]) -> None:
     first = hf_kernel_patch.patch_transformers((NORM, ROPE), models="llama")
-    once, entries = places(), dict(records.ledger._stacks)
+    once, entries = places(), dict(ledger._stacks)
     second = hf_kernel_patch.patch_transformers(f"{NORM}, {ROPE}", models=["llama"], strict=False)
     assert second.rows is first.rows
     assert changed(once) == set()
     assert len(watching.active) == 1
-    assert records.ledger._stacks == entries
+    assert ledger._stacks == entries
     assert all(len(stack) == 1 for stack in entries.values())
     hf_kernel_patch.unpatch()
 

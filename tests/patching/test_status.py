@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchCallback, KernelPatchWarning, registry
+from hf_kernel_patch.kernels import register_kernel
 from hf_kernel_patch.models import Architecture, architectures, register_model
 from tests.support.dataset import Rows
 from tests.support.probes import LAYERS, ROPE, SWIGLU, llama, logits, served
@@ -227,7 +228,7 @@ def test_a_module_that_patches_while_it_is_imported_is_patched_when_that_has_end
 def other_rope() -> Iterator[str]:
     """Another kernel of the op, which makes a patch a different one."""
     own = type("OtherRope", (registry.kernels()[ROPE],), {"kernel_id": "other_rope"})
-    registry.register_kernel(own)
+    register_kernel(own)
     yield "other_rope"
     del registry.kernels()["other_rope"]
 

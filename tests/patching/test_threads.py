@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.patching.ledger import Ledger
 from hf_kernel_patch.registry import Scan
 from tests.support.probes import run_python, watched_kernel
@@ -62,8 +63,8 @@ def test_a_kernel_is_registered_while_others_are_looked_at() -> None:
     def check() -> None:
         """Available, but another thread registers a kernel before that is known."""
         made.append(f"late_{len(made)}")
-        late = type("Late", (registry.BaseKernel,), {"kernel_id": made[-1]})
-        thread = threading.Thread(target=registry.register_kernel, args=(late,))
+        late = type("Late", (BaseKernel,), {"kernel_id": made[-1]})
+        thread = threading.Thread(target=register_kernel, args=(late,))
         thread.start()
         thread.join(60)
 
@@ -123,7 +124,7 @@ FORK = """
 import os, signal, sys, threading
 import hf_kernel_patch as h
 from hf_kernel_patch import registry
-from hf_kernel_patch.patching.records import ledger
+from hf_kernel_patch.patching.ledger import ledger
 h.patch_transformers('rms_norm', models='llama', backend='torch')
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 patched = LlamaRMSNorm.forward

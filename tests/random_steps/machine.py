@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.patching import model_patch, records, watching
+from hf_kernel_patch.patching import model_patch, watching
+from hf_kernel_patch.patching.ledger import ledger
 from hf_kernel_patch.recognition.source import ROOT, made_by_us
 from hf_kernel_patch.registry import ops
 from tests.random_steps import checks
@@ -162,7 +163,7 @@ class Machine:
         hf_kernel_patch.capture_decoding(True)
         check_nothing_held(self.options.leaks)
         if not self.options.leaks:
-            records.ledger._stacks.clear()
+            ledger._stacks.clear()
         for one in self.foreign:
             for world in one.place.owners:
                 one.place.write(world, one.place.originals[world])

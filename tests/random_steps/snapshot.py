@@ -12,6 +12,7 @@ from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching import model_patch, modules, records, watching
 from hf_kernel_patch.patching import subclass as subclasses
 from hf_kernel_patch.patching.imports import ImportWatcher
+from hf_kernel_patch.patching.ledger import ledger
 from hf_kernel_patch.recognition import composing
 from hf_kernel_patch.recognition.source import ROOT, made_by_us
 from tests.random_steps.worlds import FAMILIES, LATE, Violation, plain, real
@@ -128,7 +129,7 @@ def kept() -> dict[str, int]:
     return {
         "functions": len(composing._made),
         "subclasses": len(known_subclasses()),
-        "stacks": len(records.ledger._stacks),
+        "stacks": len(ledger._stacks),
         "records": len(records._records),
         "modules": len(modules._patched),
     }
@@ -161,7 +162,7 @@ def in_force() -> dict[str, Any]:
         ],
         "entries": {
             key: [id(getattr(entry.value, "__func__", entry.value)) for entry in stack]
-            for key, stack in records.ledger._stacks.items()
+            for key, stack in ledger._stacks.items()
             if not stack[-1].slot.gone()
         },
         "records": {key: len(one.holders) for key, one in records._records.items()},

@@ -13,6 +13,7 @@ from typing import Any
 
 import hf_kernel_patch
 from hf_kernel_patch.patching import global_patch, model_patch, modules, records
+from hf_kernel_patch.patching.ledger import ledger
 from hf_kernel_patch.recognition import composing
 from tests.random_steps import snapshot, steps_models, steps_patch
 from tests.random_steps.machine import Inapplicable, Machine
@@ -26,8 +27,8 @@ class Injected(RuntimeError):
 
 #: Where the package calls itself: (owner, name).
 INSIDE: tuple[tuple[Any, str], ...] = (
-    (records.ledger, "push"),
-    (records.ledger, "replace"),
+    (ledger, "push"),
+    (ledger, "replace"),
     (records, "composed"),
     (modules, "composed"),
     (modules, "subclass"),

@@ -12,6 +12,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import register_kernel
 from tests.support.probes import served
 from tests.support.scope import build
 from tests.support.tiny import having, largest_error, outputs_and_gradients
@@ -58,7 +59,7 @@ class Wrong:
 def wrong(op: str) -> Iterator[Wrong]:
     made = Wrong(op)
     members = {"kernel_id": made.kernel_id, "default_on": (), "function": made}
-    registry.register_kernel(type("Own", (registry.kernels()[PLAIN[op]],), members))
+    register_kernel(type("Own", (registry.kernels()[PLAIN[op]],), members))
     try:
         yield made
     finally:

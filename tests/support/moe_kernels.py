@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import register_kernel
 from hf_kernel_patch.ops.moe import CudaFusedMoE
 
 #: The Triton kernel runs under the interpreter, or on a GPU.
@@ -22,7 +23,7 @@ def registered(kernel: str) -> Iterator[None]:
         return
     pytest.importorskip("triton")
     members = {"kernel_id": kernel, "device": "any", "check_deps": classmethod(lambda cls: None)}
-    registry.register_kernel(type("Interpreted", (CudaFusedMoE,), members))
+    register_kernel(type("Interpreted", (CudaFusedMoE,), members))
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from hf_kernel_patch.patching.report import PatchReport
@@ -106,7 +107,7 @@ def watched_kernel(kernel_id: str = "own_rmsnorm", **members: Any) -> Iterator[W
     """Registers a ``Watched`` for the block."""
     watched = Watched(kernel_id)
     members = {"kernel_id": kernel_id, "op": "rms_norm", "function": watched, **members}
-    registry.register_kernel(type("Own", (registry.BaseKernel,), members))
+    register_kernel(type("Own", (BaseKernel,), members))
     try:
         yield watched
     finally:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rms_norm import WIDEST, NpuFusedRMSNorm
-from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 
 def why_not(x: Any, residual: Any, weight: Any, widest: float = math.inf) -> str | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
-from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 #: Why most kernels leave experts with a ``reference.Gating``.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
-from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 #: The widest rows of the Triton kernels.
 WIDEST = 65536

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rope.shapes import (
     ELEMENTS,
@@ -18,7 +19,6 @@ from hf_kernel_patch.ops.rope.shapes import (
     usual,
     width_of,
 )
-from hf_kernel_patch.registry import BaseKernel, register_kernel
 
 GRADIENT = "cos or sin needs a gradient"
 DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"

@@ -13,6 +13,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, registry
+from hf_kernel_patch.kernels import register_kernel
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
 from tests.families.building import Case, inputs_of, model_class, reset_seeds, tiny_model
@@ -216,7 +217,7 @@ def here() -> Iterator[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     members = {"kernel_id": "loss_of_models", "device": device}
     members["check_deps"] = classmethod(lambda cls: None)
-    registry.register_kernel(type("Here", (CudaFusedLinearCrossEntropy,), members))
+    register_kernel(type("Here", (CudaFusedLinearCrossEntropy,), members))
     yield "loss_of_models"
     del registry.kernels()["loss_of_models"]
 

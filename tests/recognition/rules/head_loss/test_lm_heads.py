@@ -14,6 +14,7 @@ from torch import nn
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
+from hf_kernel_patch.kernels import register_kernel
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
 from tests.recognition.rules.head_loss.steps import agree, labels, run
 from tests.support.probes import handed_back, served
@@ -171,7 +172,7 @@ def here() -> Iterator[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     members = {"kernel_id": "loss_here", "device": device}
     members["check_deps"] = classmethod(lambda cls: None)
-    registry.register_kernel(type("Here", (CudaFusedLinearCrossEntropy,), members))
+    register_kernel(type("Here", (CudaFusedLinearCrossEntropy,), members))
     yield "loss_here"
     del registry.kernels()["loss_here"]
 
