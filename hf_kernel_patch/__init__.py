@@ -1,7 +1,7 @@
 """Fused kernels for Hugging Face models, put in place of the originals and taken back exactly."""
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import settings
 from hf_kernel_patch.api import (
@@ -29,6 +29,9 @@ from hf_kernel_patch.recognition import Leaf, Rule, experts_interface
 from hf_kernel_patch.recognition import register as register_code
 from hf_kernel_patch.settings import load_kernel_config
 from hf_kernel_patch.version import __version__
+
+if TYPE_CHECKING:
+    from hf_kernel_patch.trainer import KernelPatchCallback
 
 __all__ = [
     "Architecture",
@@ -70,13 +73,15 @@ if not settings.in_command_line():  # which tells of a bad variable without a tr
         patch_transformers()
 
 
-def __getattr__(name: str) -> Any:
-    if name == "KernelPatchCallback":
-        from hf_kernel_patch.trainer import callback_class
+if not TYPE_CHECKING:  # to a type checker a name that is not above is an error
 
-        return callback_class()
-    if name in _OLD:
-        old, new = name, _OLD[name]
-        warnings.warn(f"{old} is old: use {new.__name__}", DeprecationWarning, stacklevel=2)
-        return new
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "KernelPatchCallback":  # needs transformers
+            from hf_kernel_patch.trainer import KernelPatchCallback
+
+            return KernelPatchCallback
+        if name in _OLD:
+            old, new = name, _OLD[name]
+            warnings.warn(f"{old} is old: use {new.__name__}", DeprecationWarning, stacklevel=2)
+            return new
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
@@ -16,22 +17,26 @@ from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import site as calls
-from hf_kernel_patch.settings import UNSET, Settings
+from hf_kernel_patch.settings import UNSET, Config, Include, Names, Options, Settings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger("hf_kernel_patch")
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound="nn.Module")
 _standing: Activation | None = None
 
 
 def patch_transformers(
-    include: Any = UNSET,
+    include: Include = UNSET,
     *,
-    exclude: Any = UNSET,
-    models: Any = UNSET,
-    backend: Any = UNSET,
-    strict: Any = UNSET,
-    options: Any = UNSET,
-    config: Any = None,
+    exclude: Names | None = UNSET,
+    models: Names = UNSET,
+    backend: str = UNSET,
+    strict: bool | str = UNSET,
+    options: Options = UNSET,
+    config: Config = None,
 ) -> PatchReport:
     """Replace code of transformers by fused kernels, for all models, until ``unpatch``.
 
@@ -87,7 +92,7 @@ def patch_transformers(
         return _report(_standing or made)
 
 
-def unpatch(model: Any = None) -> None:
+def unpatch(model: nn.Module | None = None) -> None:
     """Put every original back, by identity: of one model, or everything everywhere.
 
     ``unpatch(model)`` gives back what ``apply_kernel`` and ``apply_default_kernels`` did to that
@@ -120,14 +125,14 @@ class patched:
 
     def __init__(
         self,
-        include: Any = UNSET,
+        include: Include = UNSET,
         *,
-        exclude: Any = UNSET,
-        models: Any = UNSET,
-        backend: Any = UNSET,
-        strict: Any = UNSET,
-        options: Any = UNSET,
-        config: Any = None,
+        exclude: Names | None = UNSET,
+        models: Names = UNSET,
+        backend: str = UNSET,
+        strict: bool | str = UNSET,
+        options: Options = UNSET,
+        config: Config = None,
     ):
         self._wanted = settings.resolve(
             config,
@@ -149,7 +154,12 @@ class patched:
         self._entered.append(made)
         return _report(made)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        error_class: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         blocked = self._entered.pop().undo()
         if error is None:
             raise_if_blocked(blocked)
@@ -180,7 +190,7 @@ class patched:
         return decorated
 
 
-def apply_kernel(kernel_id: str, *, model: Any, options: Mapping[str, Any] | None = None) -> Any:
+def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, Any] | None = None) -> M:
     """Apply one kernel to one loaded model and return it; no other model changes.
 
     A kernel that finds no site in the model warns and returns it as it is. ``options`` are the
@@ -200,8 +210,8 @@ def apply_kernel(kernel_id: str, *, model: Any, options: Mapping[str, Any] | Non
 
 
 def apply_default_kernels(
-    model: Any, include_kernels: Any = UNSET, *, options: Any = UNSET, config: Any = None
-) -> Any:
+    model: M, include_kernels: Include = UNSET, *, options: Options = UNSET, config: Config = None
+) -> M:
     """Apply kernels to one loaded model and return it; no other model changes.
 
     Args:
@@ -266,12 +276,12 @@ def capture_decoding(enabled: bool = True) -> None:
 
 
 def _apply(
-    model: Any,
+    model: M,
     kernels: dict[str, Kernel],
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
     options: model_patch.Options = (),
-) -> Any:
+) -> M:
     model_patch.require_model(model)
     if settings.disabled():
         return model

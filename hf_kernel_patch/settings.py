@@ -28,6 +28,12 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
+#: Kernel ids and op names: "id1,id2", or one string each.
+Names = str | Iterable[str]
+#: "auto" or True, the default kernels; None or False, nothing; otherwise names.
+Include = Names | bool | None
+#: {op or kernel id: {option: value}}, or "op.option=value,...".
+Options = Mapping[str, Mapping[str, Any]] | str | None
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,19 @@ class Settings:
 class KernelConfig:
     """What a ``kernel_config`` says; a field left UNSET says nothing."""
 
-    include: Any = UNSET
-    exclude: Any = UNSET
-    models: Any = UNSET
-    backend: Any = UNSET
-    strict: Any = UNSET
-    options: Any = UNSET
+    include: Include = UNSET
+    exclude: Names | None = UNSET
+    models: Names = UNSET
+    backend: str = UNSET
+    strict: bool | str = UNSET
+    options: Options = UNSET
 
 
-def resolve(config: Any = None, **arguments: Any) -> Settings:
+#: What ``load_kernel_config`` gave, or what it takes.
+Config = KernelConfig | Mapping[str, Any] | str | os.PathLike[str] | None
+
+
+def resolve(config: Config = None, **arguments: Any) -> Settings:
     """Settings from arguments that are not UNSET, else environment, else ``config``, else defaults.
 
     Raises ValueError or TypeError naming the argument or the variable that cannot be read.
@@ -140,7 +150,7 @@ def is_rank_zero() -> bool:
     return rank == "0"
 
 
-def read_include(value: Any, source: str = "include") -> str | tuple[str, ...] | None:
+def read_include(value: Include, source: str = "include") -> str | tuple[str, ...] | None:
     """auto, True, False, None, "id1,id2" or an iterable of ids, as Settings.include holds it."""
     if value is None or value is False:
         return None
@@ -160,7 +170,7 @@ def read_include(value: Any, source: str = "include") -> str | tuple[str, ...] |
     return names
 
 
-def load_kernel_config(source: Any) -> KernelConfig:
+def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> KernelConfig:
     """Read a ``kernel_config`` from a YAML file's path or a mapping; applies nothing.
 
     The mapping, or its value under ``kernel_config``, holds ``name`` ("auto" or kernel ids) and

@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from hf_kernel_patch.models import is_modelling
 from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.ledger import Attribute, Entry, ledger
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _BASE = "transformers.modeling_utils"
 #: Their classes go around models or into them; they hold no models' code.
@@ -38,7 +41,7 @@ class ModelWatcher:
         original = base.__init__
 
         @functools.wraps(original)
-        def __init__(model: Any, *args: Any, **kwargs: Any) -> None:
+        def __init__(model: nn.Module, *args: object, **kwargs: object) -> None:
             self._notice(type(model))
             original(model, *args, **kwargs)
 
@@ -82,7 +85,7 @@ def _may_hold_models(module: str) -> bool:
     return is_modelling(module) or (top not in _OTHERS and top not in sys.stdlib_module_names)
 
 
-def _is_layer(value: Any) -> bool:
+def _is_layer(value: object) -> bool:
     base = getattr(sys.modules.get("torch.nn"), "Module", None)
     return isinstance(value, type) and base is not None and issubclass(value, base)
 

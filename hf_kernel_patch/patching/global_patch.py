@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning
@@ -204,7 +203,7 @@ class Activation:
         self._look_at(taken)
         self._complaints += [f"{p.row.site}: {p.row.reason}" for p in taken if p.row.reason]
 
-    def _is_new(self, row: Row, owner: Any, name: str, value: Any) -> bool:
+    def _is_new(self, row: Row, owner: object, name: str, value: object) -> bool:
         """Whether what a target names is not what was patched for this row, as after a reload."""
         held = self._records(row)
         if not any(record.holds(owner, name) for record in held):
@@ -215,7 +214,9 @@ class Activation:
     def _records(self, row: Row) -> list[Record]:
         return [record for record, holder in self._held if holder.row is row]
 
-    def _take(self, target: Target, row: Row, owner: Any, name: str, value: Any) -> str | None:
+    def _take(
+        self, target: Target, row: Row, owner: object, name: str, value: object
+    ) -> str | None:
         """Put a kernel in force on a located target; the reason where it cannot be."""
         asked = self._asked(target)
         if reason := why_not(original_of(value), owner, asked):
@@ -234,7 +235,7 @@ class Activation:
         return request(target.code, kernel, self.explicit, options)
 
     def _hold(
-        self, value: Any, owner: Any, asked: Request, row: Row, slot: Attribute | None = None
+        self, value: object, owner: object, asked: Request, row: Row, slot: Attribute | None = None
     ) -> None:
         record, holder = record_of(value, owner), Holder(asked, row)
         record.add(holder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_kernel_patch.patching.ledger import MISSING
 from hf_kernel_patch.patching.lookup import (
+    Located,
     describe,
     is_own_code,
     is_plain_bound,
@@ -27,7 +28,7 @@ ANEW = "the module was loaded anew and is not patched: call patch_transformers()
 _HOLDERS = staticmethod, classmethod, partial, CellType, type
 
 
-def state_of(records: list[Record], found: tuple[Any, str, Any] | str) -> tuple[str, str]:
+def state_of(records: list[Record], found: Located | str) -> tuple[str, str]:
     """The outcome of a target and the reason for it, from what is in force for it.
 
     ``found`` is what ``locate`` says of it now.
@@ -49,7 +50,7 @@ def state_of(records: list[Record], found: tuple[Any, str, Any] | str) -> tuple[
     return PATCHED, ""
 
 
-def why_none(row: Row, found: tuple[Any, str, Any] | str, request: Request) -> tuple[str, str]:
+def why_none(row: Row, found: Located | str, request: Request) -> tuple[str, str]:
     """The outcome of a target that nothing is in force on, and the reason for it."""
     again = "call patch_transformers() again"
     if row.outcome == PENDING:

@@ -20,7 +20,7 @@ MISSING: Any = object()
 class Attribute:
     """An attribute of a module, class or instance, held weakly; an inherited one is missing."""
 
-    def __init__(self, owner: Any, name: str, may_vanish: bool = False):
+    def __init__(self, owner: object, name: str, may_vanish: bool = False):
         #: Whether others may delete it in their own right, as a hook that is removed does.
         self.may_vanish = may_vanish
         self._owner, self.name = weakref.ref(owner), name
@@ -38,7 +38,7 @@ class Attribute:
         owner = self._owner()
         return MISSING if owner is None else vars(owner).get(self.name, MISSING)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: object) -> None:
         owner = self._owner()
         if owner is None:
             return
@@ -54,7 +54,7 @@ class Attribute:
 class ClassOf(Attribute):
     """The class of an instance, held weakly."""
 
-    def __init__(self, owner: Any):
+    def __init__(self, owner: object):
         super().__init__(owner, "__class__")
 
     def read(self) -> Any:
@@ -77,7 +77,7 @@ class Item:
     def read(self) -> Any:
         return self.mapping.get(self.name, MISSING)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: object) -> None:
         if value is MISSING:
             del self.mapping[self.name]
             return
@@ -100,8 +100,8 @@ class Entry:
     """One replacement in force, and what was there before it."""
 
     slot: Slot
-    value: Any
-    before: Any
+    value: object
+    before: object
 
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
@@ -136,7 +136,7 @@ class Ledger:
         elif taken:
             self.lock.release()
 
-    def push(self, slot: Slot, value: Any) -> Entry:
+    def push(self, slot: Slot, value: object) -> Entry:
         """Put ``value`` into ``slot`` and remember what was there."""
         with self.lock:
             entry = Entry(slot, value, slot.read())
@@ -147,7 +147,7 @@ class Ledger:
             self._stacks[slot.key] = [*stack, entry]
             return entry
 
-    def replace(self, entry: Entry, value: Any) -> bool:
+    def replace(self, entry: Entry, value: object) -> bool:
         """Put another value of ours in an entry's place; False where somebody else's stands there.
 
         Then the entry stays what it was.
@@ -241,7 +241,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     )
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     where = getattr(value, "__globals__", {}).get("__name__") or type(value).__module__
     return f"{getattr(value, '__qualname__', type(value).__qualname__)} of {where}"
 

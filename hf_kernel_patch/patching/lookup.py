@@ -7,10 +7,13 @@ import sys
 from collections.abc import Collection, Container, Iterable
 from functools import cache
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.recognition.source import ROOT, innermost, original_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def exists_here(target: Target) -> bool:
@@ -27,7 +30,11 @@ def _version_is(wanted: str) -> bool:
     return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
 
 
-def locate(target: Target) -> tuple[Any, str, Any] | str:
+#: A value, the class, module or instance that holds it, and by which name: (owner, name, value).
+Located = tuple[Any, str, Any]
+
+
+def locate(target: Target) -> Located | str:
     """(owner, attribute, value) of an imported target, or the reason why it is not there."""
     owner: Any = sys.modules[target.module]
     *path, name = target.qualname.split(".")
@@ -40,7 +47,7 @@ def locate(target: Target) -> tuple[Any, str, Any] | str:
     return owner, name, getattr(owner, name)
 
 
-def globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
+def globals_holding(wanted: Container[int]) -> list[Located]:
     """(module, name, value) of every global of an imported module whose id is wanted."""
     return [
         (module, name, value)
@@ -51,7 +58,7 @@ def globals_holding(wanted: Container[int]) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[tuple[Any, str, Any]]:
+def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[Located]:
     """(instance, name, value) of every forward that an instance owns itself.
 
     Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The
@@ -93,7 +100,7 @@ def _subclasses(kind: type) -> list[type]:
     return children + [found for child in known for found in _subclasses(child)]
 
 
-def calls_by_name(module: Any, name: str, value: Any) -> bool:
+def calls_by_name(module: nn.Module, name: str, value: object) -> bool:
     """Whether the module's forward calls a function by that global name."""
     function = innermost(getattr(type(module), "forward", None))
     return (
@@ -103,11 +110,11 @@ def calls_by_name(module: Any, name: str, value: Any) -> bool:
     )
 
 
-def owner_of(instance: Any, classes: Container[type]) -> type:
+def owner_of(instance: nn.Module, classes: Container[type]) -> type:
     return next(kind for kind in type(instance).__mro__ if kind in classes)
 
 
-def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:
+def is_plain_bound(value: object, instance: nn.Module, original: object) -> bool:
     """Whether the value is the class's own forward, only bound to the instance."""
     return (
         isinstance(value, MethodType)
@@ -116,14 +123,14 @@ def is_plain_bound(value: Any, instance: Any, original: Any) -> bool:
     )
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Where a function comes from, for a message."""
     function = innermost(getattr(value, "__func__", getattr(value, "func", value)))
     module = getattr(function, "__globals__", {}).get("__name__") or type(value).__module__
     return f"{getattr(function, '__qualname__', type(value).__name__)} of {module}"
 
 
-def is_own_code(owner: Any, value: Any) -> bool:
+def is_own_code(owner: object, value: object) -> bool:
     """Whether a function was defined by the module ``owner`` itself, as it is by a reload."""
     function = innermost(value)
     return (

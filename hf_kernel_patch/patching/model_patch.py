@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
@@ -15,7 +15,7 @@ from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
-from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
+from hf_kernel_patch.patching.lookup import Located, calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
 from hf_kernel_patch.patching.subclass import root_of
@@ -24,6 +24,9 @@ from hf_kernel_patch.recognition.composing import difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import options_of
 from hf_kernel_patch.settings import is_rank_zero
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
@@ -36,7 +39,7 @@ class Application:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         kernels: dict[str, Kernel],
         explicit: bool,
         tables: str | tuple[str, ...] = "all",
@@ -84,7 +87,7 @@ class Application:
             if exists_here(target)
         ]
 
-    def _discovered(self, model: Any) -> list[tuple[str, Target]]:
+    def _discovered(self, model: nn.Module) -> list[tuple[str, Target]]:
         """(architecture, target) of what is found in the modules of the model's own classes."""
         names = modules_of({root_of(type(module)) for module in model.modules()})
         return [
@@ -111,7 +114,7 @@ class Application:
             if 0 < len(shadowed) < len(states):
                 row.reason = f"of {len(states)} modules {len(shadowed)}: {row.reason}"
 
-    def release(self, model: Any = None) -> list[str]:
+    def release(self, model: nn.Module | None = None) -> list[str]:
         """Give the modules of a model (all by default) back; labels of what a foreign patch holds.
 
         Those that the model shares with the one that was patched here stay patched for that one.
@@ -138,7 +141,7 @@ class Application:
     def _let_go(self, one: Module) -> list[str]:
         return one.remove([wish for wish in one.wishes if wish.application is self])
 
-    def _elsewhere(self, model: Any) -> set[int]:
+    def _elsewhere(self, model: nn.Module) -> set[int]:
         """The modules of the model that was patched, where it and ``model`` are two models."""
         patched: Any = self.model()
         if patched is None or id(patched) in _ids(model) or id(model) in _ids(patched):
@@ -155,13 +158,15 @@ class Application:
         found = [*(one.module for one in self.modules), *(ref() for ref, _ in self.entries)]
         return [module for module in found if module is not None]
 
-    def record(self, slot: Slot, owner: Any, before: Any) -> None:
+    def record(self, slot: Slot, owner: object, before: object) -> None:
         """Enter a change that a kernel's own ``apply`` has made already."""
         after = slot.read()
         slot.write(before)
         self.entries.append((weakref.ref(owner), ledger.push(slot, after)))
 
-    def _take(self, place: tuple[str, Target], module: Any, method: str, called: Any) -> None:
+    def _take(
+        self, place: tuple[str, Target], module: nn.Module, method: str, called: Located | None
+    ) -> None:
         """Put a kernel in force on one module and count it in the target's row."""
         architecture, target = place
         kernel = self.kernels[known()[target.code].op]
@@ -193,18 +198,18 @@ def _diff(reference: weakref.ref[Module], method: str) -> str:
     return "" if made is None else difference(made)
 
 
-def _ids(model: Any) -> set[int]:
+def _ids(model: nn.Module) -> set[int]:
     return {id(module) for module in model.modules()}
 
 
-def _runs(module: Any, name: str, function: Any) -> bool:
+def _runs(module: nn.Module, name: str, function: object) -> bool:
     """Whether the module's class runs a function, in whatever wrappers of transformers."""
     held = getattr(type(module), name, None)
     return held is not None and innermost(held) is innermost(function)
 
 
 def patch_model(
-    model: Any,
+    model: nn.Module,
     kernels: dict[str, Kernel],
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
@@ -246,7 +251,7 @@ def patch_model(
 provide(patch_model)
 
 
-def require_model(model: Any) -> None:
+def require_model(model: nn.Module) -> None:
     """TypeError unless ``model`` is, or wraps, a PreTrainedModel."""
     base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
     parts = getattr(model, "modules", None)
@@ -261,7 +266,7 @@ def require_model(model: Any) -> None:
         )
 
 
-def release(model: Any = None) -> list[str]:
+def release(model: nn.Module | None = None) -> list[str]:
     """Give one model back, or all; the labels of places that a foreign patch holds."""
     with ledger.lock:
         return undo_all(partial(app.release, model) for app in reversed(applications[:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry, ledger
 from hf_kernel_patch.patching.lookup import describe, is_plain_bound
@@ -16,8 +16,20 @@ from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.source import innermost, made_by_us, original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
+if TYPE_CHECKING:
+    from torch import nn
+
 OWN_FORWARDS = ("forward", "_old_forward")
 _patched: dict[int, Module] = {}
+
+
+class Applied(Protocol):
+    """What this file knows of an application: the modules it holds, and their model."""
+
+    modules: list[Module]
+
+    def model(self) -> object:
+        """The model, or None where it is gone."""
 
 
 @dataclass(eq=False)
@@ -27,7 +39,7 @@ class Wish:
     method: str
     request: Request
     row: Row
-    application: Any
+    application: Applied
 
 
 class Module:
@@ -37,13 +49,13 @@ class Module:
     the same leaf or rule the newest is served, and a module's own before a global one.
     """
 
-    def __init__(self, module: Any):
+    def __init__(self, module: nn.Module):
         self.root = root_of(type(module))
         self.wishes: list[Wish] = []
         self._key = key = id(module)
         self._module = weakref.ref(module, lambda _: _forget(key))
         self._class: Entry | None = None
-        self._forwards: list[tuple[Entry, Callable[[Any], Any]]] = []
+        self._forwards: list[tuple[Entry, Callable[[object], object]]] = []
         self.composed: dict[str, Composed] = {}
         #: Of a copy, what the copied module runs, whatever its class runs by now.
         self._as_in_twin: dict[str, Any] = {}
@@ -60,7 +72,7 @@ class Module:
             return made.original
         return self._as_in_twin.get(method) or original_of(getattr(self.root, method))
 
-    def asks(self, method: str, request: Request, application: Any) -> bool:
+    def asks(self, method: str, request: Request, application: Applied) -> bool:
         """Whether an equal request is served already, of an application to the same model."""
         newest = {w.request.code: w for w in self.wishes if w.method == method}
         known = newest.get(request.code)
@@ -145,9 +157,9 @@ class Module:
             return False
         return bool(cells_of_itself(original))
 
-    def _is_ours(self, owned: Any) -> bool:
+    def _is_ours(self, owned: object) -> bool:
         made = made_by_us(getattr(owned, "__func__", None))
-        return made is not None and owned.__self__ is self.module
+        return made is not None and getattr(owned, "__self__", None) is self.module
 
     def _update(self) -> None:
         module = self.module
@@ -202,7 +214,7 @@ class Module:
                 for cell in one.itself:  # somebody may have kept it, of a layer that recomputes
                     cell.cell_contents = one.original
 
-    def _reach(self, module: Any, made: Composed) -> None:
+    def _reach(self, module: nn.Module, made: Composed) -> None:
         """The class's forward that the module owns, bound to itself, becomes ours too."""
         for entry, bind in self._forwards:
             ledger.replace(entry, bind(made.function))
@@ -219,12 +231,12 @@ class Module:
         self._leave(self.composed, {})
 
 
-def module_patch(module: Any) -> Module:
+def module_patch(module: nn.Module) -> Module:
     """The record of a module; a new one is kept when something is added."""
     return _patched.get(id(module)) or Module(module)
 
 
-def adopt(module: Any, twin: Any) -> None:
+def adopt(module: nn.Module, twin: nn.Module) -> None:
     """Keep a copy of a patched module patched; ``twin`` comes in its original class."""
     known = _patched.get(id(module))
     if known is None or known.module is not module:

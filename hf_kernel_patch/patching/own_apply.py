@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.kernels import BaseKernel
 from hf_kernel_patch.models import Target
@@ -12,9 +12,12 @@ from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item, l
 from hf_kernel_patch.patching.model_patch import Application, applications, require_model
 from hf_kernel_patch.patching.report import PATCHED, Row
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 @contextmanager
-def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
+def recorded(model: nn.Module, kernel: type[BaseKernel]) -> Iterator[None]:
     """Make what a kernel's own ``apply`` does to a model reversible, and undo it if it raises."""
     require_model(model)
     with ledger.lock:
@@ -41,7 +44,7 @@ def recorded(model: Any, kernel: type[BaseKernel]) -> Iterator[None]:
             )
 
 
-def _contents(module: Any) -> list[tuple[Any, dict[Any, Any]]]:
+def _contents(module: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
     """The module's own mappings (attributes, parameters, children, hooks), each with a copy."""
     own = vars(module)
     return [(held, dict(held)) for held in (own, *own.values()) if isinstance(held, dict)]

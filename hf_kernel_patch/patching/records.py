@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.patching.ledger import Attribute, Entry, Slot, ledger
 from hf_kernel_patch.patching.lookup import is_own_code
@@ -15,6 +15,9 @@ from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.composing import difference, made_of, source_hash
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _records: dict[int, Record] = {}
 #: Told of each record whose function has become another.
@@ -40,10 +43,10 @@ class Record:
     leaf or rule, the newest is served.
     """
 
-    def __init__(self, original: Any, owner: Any):
+    def __init__(self, original: object, owner: Any):
         self.original, self.owner = original, owner
         self.holders: list[Holder] = []
-        self._slots: list[tuple[Entry, Callable[[Any], Any]]] = []
+        self._slots: list[tuple[Entry, Callable[[object], object]]] = []
         self._made: list[Composed] = []
         self._itself = cells_of_itself(original)
 
@@ -78,7 +81,7 @@ class Record:
     def hold(
         self,
         slot: Slot,
-        bind: Callable[[Any], Any] = lambda function: function,
+        bind: Callable[[object], object] = lambda function: function,
         holder: Holder | None = None,
     ) -> None:
         """Install what is made in a slot, too; for one holder alone, or as long as there is any."""
@@ -91,7 +94,7 @@ class Record:
         """The keys of the slots that hold what is installed."""
         return [entry.slot.key for entry, _ in self._slots if not entry.slot.gone()]
 
-    def holds(self, owner: Any, name: str) -> bool:
+    def holds(self, owner: object, name: str) -> bool:
         """Whether what is installed was put into this attribute."""
         return (id(owner), name) in self.slots()
 
@@ -141,7 +144,7 @@ class Record:
         for listener in changed:
             listener(self)
 
-    def _tell_who_stands(self, function: Any) -> None:
+    def _tell_who_stands(self, function: object) -> None:
         """Let the original and all that was made of it know what stands there.
 
         A layer's forward that somebody has kept would else no longer recompute activations.
@@ -165,7 +168,7 @@ class Record:
         return [holder.row.calls for holder in self.holders if holder.request == request]
 
 
-def describe_source(row: Row, request: Request, value: Any) -> None:
+def describe_source(row: Row, request: Request, value: object) -> None:
     """Say in a row by what the code at its site is known, and which code it is."""
     original = original_of(value)
     row.code, row.original = request.code, source_hash(original)
@@ -177,22 +180,22 @@ def describe_source(row: Row, request: Request, value: Any) -> None:
     row._diff = diff
 
 
-def record_of(value: Any, owner: Any) -> Record:
+def record_of(value: object, owner: object) -> Record:
     """The record of what stood in the place of ``value``, made where there is none."""
     original = original_of(value)
     return _records.setdefault(id(original), Record(original, owner))
 
 
-def requests_on(value: Any) -> Record | None:
+def requests_on(value: object) -> Record | None:
     """The record of a function that is patched globally, if it is."""
     return _records.get(id(original_of(value)))
 
 
-def bound_to(instance: Any) -> Callable[[Any], Any]:
+def bound_to(instance: nn.Module) -> Callable[[Any], object]:
     """Binds a function to an instance, which it does not keep alive."""
     reference = weakref.ref(instance)
 
-    def bind(function: Any) -> Any:
+    def bind(function: Any) -> object:
         alive = reference()
         return function if alive is None else MethodType(function, alive)
 

@@ -39,7 +39,7 @@ def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
             make, arguments = copyreg._reconstructor, (type(self), object, None)  # type: ignore[attr-defined]
         return make, tuple(root if part is type(self) else part for part in arguments), *rest
 
-    def twin(self: Any, memo: dict[int, Any] | None) -> Any:
+    def twin(self: Any, memo: dict[int, object] | None) -> Any:
         other = root.__new__(root)
         state = dict(vars(self))
         if memo is not None:
@@ -49,7 +49,7 @@ def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
         adopt(self, other)
         return other
 
-    def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def new(cls: Any, *args: object, **kwargs: object) -> Any:
         # Who builds a module by the class of a patched one wants what that class is named after.
         if cls is kind and (args or kwargs):
             return root(*args, **kwargs)

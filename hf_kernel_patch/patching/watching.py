@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 from hf_kernel_patch import models
@@ -56,7 +57,7 @@ def _wanted(module: str) -> bool:
     )
 
 
-def _imported(module: Any) -> None:
+def _imported(module: ModuleType) -> None:
     """A module has run. If a strict patch refuses it, its import fails and it is not patched."""
     with ledger.lock:
         done: list[Callable[[], None]] = []
