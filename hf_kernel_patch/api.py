@@ -175,12 +175,12 @@ class patched:
                 "use `with patched(...)` inside it"
             )
 
-        async def run(wrapped: Any, args: Any, kwargs: Any) -> Any:
+        async def run(wrapped: F, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
             with self:
                 return await wrapped(*args, **kwargs)
 
         @wrapt.decorator
-        def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        def wrapper(wrapped: Any, instance: object, args: Any, kwargs: Any) -> Any:
             if inspect.iscoroutinefunction(wrapped):
                 return run(wrapped, args, kwargs)
             with self:
@@ -190,7 +190,7 @@ class patched:
         return decorated
 
 
-def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, Any] | None = None) -> M:
+def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, object] | None = None) -> M:
     """Apply one kernel to one loaded model and return it; no other model changes.
 
     A kernel that finds no site in the model warns and returns it as it is. ``options`` are the

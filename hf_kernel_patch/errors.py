@@ -6,7 +6,6 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any
 
 
 class KernelPatchError(RuntimeError):
@@ -52,7 +51,7 @@ class _Short(reprlib.Repr):
         # Python refuses to write out numbers of thousands of digits.
         return repr(x) if x.bit_length() <= 4 * LONGEST else f"<int of {x.bit_length()} bits>"
 
-    def repr_instance(self, x: Any, level: int) -> str:
+    def repr_instance(self, x: object, level: int) -> str:
         # What reprlib knows by the names of their types alone.
         if isinstance(x, Mapping):
             return self.repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
@@ -64,13 +63,13 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """``repr(value)`` for a message, cut to ``LONGEST`` characters whatever a user has given."""
     text = _short.repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def unknown(kind: str, value: Any, known: Iterable[str], source: str = "") -> ValueError:
+def unknown(kind: str, value: object, known: Iterable[str], source: str = "") -> ValueError:
     """The ValueError for a name that does not exist, with the nearest names and all of them.
 
     Of hundreds it tells how many there are. ``source`` says where the name was given.

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
 from hf_kernel_patch.errors import shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+M = TypeVar("M", bound="nn.Module")
 
 
 class BaseKernel:
@@ -33,16 +38,16 @@ class BaseKernel:
     traceable: ClassVar[bool] = False
     function: ClassVar[str | Callable[..., Any]] = ""
     #: Options that users may set, with their defaults.
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, bool | float | None]] = {}
     #: The least and the greatest value of options that are numbers, both allowed. One that is not
     #: named goes from 0, or has no least value where its default is below 0; one whose default
     #: is None is above 0.
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     #: Leaves and rules of an op of your own (see docs/kernels.md); those of the ops here are in
     #: ``recognition/``.
-    code: ClassVar[tuple[Any, ...]] = ()
+    code: ClassVar[tuple[object, ...]] = ()
     #: The old name of ``code``.
-    forms: ClassVar[tuple[Any, ...]] = ()
+    forms: ClassVar[tuple[object, ...]] = ()
 
     @classmethod
     def check_device(cls) -> str | None:
@@ -75,11 +80,12 @@ class BaseKernel:
         return pkgutil.resolve_name(function) if isinstance(function, str) else function
 
     @classmethod
-    def apply(cls, *, model: Any) -> Any:
+    def apply(cls, *, model: M) -> M:
         """Patch one model and return it; override it for a kernel that patches in its own way."""
-        return _above["patch_model"](model, {cls.op: cls}, explicit=True)
+        patched: M = _above["patch_model"](model, {cls.op: cls}, explicit=True)
+        return patched
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         # The reference documents write _kernel_id and _device.
         for name in ("kernel_id", "device"):

@@ -87,7 +87,7 @@ def unavailable(kernel: Kernel) -> str | None:
     A user's checks may also answer as the reference documents' do: True or False.
     """
     for check in (kernel.check_device, kernel.check_deps):
-        answer: Any = check()
+        answer: object = check()
         if answer is False:
             return f"{kernel.__qualname__}.{check.__name__}() says no"
         if answer not in (None, True):
@@ -157,12 +157,12 @@ def select(
     }
 
 
-def options_of(kernel: Kernel, given: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+def options_of(kernel: Kernel, given: Iterable[tuple[str, str, object]]) -> dict[str, object]:
     """What was asked of one kernel, from (op or kernel id, option, value) for any of them.
 
     Raises ValueError for an unknown name, or a value that is not of the option's kind.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for owner, option, value in given:
         owners = [k for k in _every() if owner in (k.op, k.kernel_id)]
         if not owners:
@@ -175,7 +175,9 @@ def options_of(kernel: Kernel, given: Iterable[tuple[str, str, Any]]) -> dict[st
     return found
 
 
-def _value(name: str, default: Any, bounds: tuple[float, float] | None, value: Any) -> Any:
+def _value(
+    name: str, default: float | None, bounds: tuple[float, float] | None, value: Any
+) -> float | None:
     """A value of the default's kind: a truth, or a number, or None where that is the default."""
     text = _word(value)
     if isinstance(default, bool):
@@ -204,7 +206,7 @@ def _value(name: str, default: Any, bounds: tuple[float, float] | None, value: A
     raise ValueError(f"the option {name} is {', '.join(wanted)}; not {shown(value)}")
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """A value as text to compare, or "?": the text of a container may be too long to be made."""
     if isinstance(value, Iterable) and not isinstance(value, str):
         return "?"

@@ -50,7 +50,7 @@ class Settings:
     backend: str = "auto"
     strict: bool = False
     #: (op or kernel id, option, value), as given.
-    options: tuple[tuple[str, str, Any], ...] = ()
+    options: tuple[tuple[str, str, object], ...] = ()
     #: Where a field was given, for messages, unless it was an argument.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -71,7 +71,7 @@ class KernelConfig:
 Config = KernelConfig | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
-def resolve(config: Config = None, **arguments: Any) -> Settings:
+def resolve(config: Config = None, **arguments: object) -> Settings:
     """Settings from arguments that are not UNSET, else environment, else ``config``, else defaults.
 
     Raises ValueError or TypeError naming the argument or the variable that cannot be read.
@@ -198,7 +198,7 @@ def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> Ke
     return KernelConfig(include=include, **{key: data[key] for key in others if key in data})
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> object:
     import yaml
 
     try:
@@ -230,7 +230,7 @@ def _read(name: str, value: Any, source: str) -> Any:
     return value.strip().lower() or "auto"
 
 
-def _options(value: Any, source: str) -> tuple[tuple[str, str, Any], ...]:
+def _options(value: object, source: str) -> tuple[tuple[str, str, object], ...]:
     """{op or id: {option: value}}, or "op.option=value,..."; the registry checks the names."""
     if value is None:
         return ()
@@ -248,12 +248,12 @@ def _options(value: Any, source: str) -> tuple[tuple[str, str, Any], ...]:
     return tuple((_word(o), _word(n), one) for o, held in value.items() for n, one in held.items())
 
 
-def _word(key: Any) -> str:
+def _word(key: object) -> str:
     return key if isinstance(key, str) else shown(key)
 
 
-def _names(value: Any, source: str) -> tuple[str, ...]:
-    parts: Any = value.split(",") if isinstance(value, str) else value
+def _names(value: object, source: str) -> tuple[str, ...]:
+    parts: object = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Iterable) or isinstance(parts, (bytes, Mapping)):
         raise TypeError(f"{source} must be a string or an iterable of strings, not {shown(value)}")
     names = []
@@ -265,7 +265,7 @@ def _names(value: Any, source: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _boolean(value: Any, source: str) -> bool:
+def _boolean(value: object, source: str) -> bool:
     text = value.strip().lower() if isinstance(value, str) else None
     if text not in _TRUE | _FALSE:
         raise ValueError(f"{source} must be one of 1, 0, true, false; got {shown(value)}")

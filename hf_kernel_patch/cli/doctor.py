@@ -82,7 +82,7 @@ def _check(target: Target) -> dict[str, str | None]:
     }
 
 
-def foreign(value: Any, package: str) -> str | None:
+def foreign(value: object, package: str) -> str | None:
     """What of another package stands at a place of ``package``, outermost or inside wrappers."""
     for layer in (value, innermost(value)):
         module = getattr(layer, "__globals__", {}).get("__name__") or type(layer).__module__
@@ -93,5 +93,5 @@ def foreign(value: Any, package: str) -> str | None:
     return None
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return getattr(value, "__qualname__", None) or type(value).__qualname__

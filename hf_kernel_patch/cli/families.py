@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from hf_kernel_patch import models, recognition, settings
 from hf_kernel_patch.cli.preview import architecture_of, import_modelling
@@ -17,18 +17,27 @@ from hf_kernel_patch.recognition.discovery import discover
 from hf_kernel_patch.recognition.static import scope_of
 from hf_kernel_patch.version import versions
 
+
+class Family(TypedDict):
+    """What is found in a family: ops, whether it has a table, and why it cannot be read, if so."""
+
+    ops: list[str]
+    listed: bool
+    failed: str
+
+
 #: (families looked at, all) -> shown as progress.
 Progress = Callable[[int, int], None]
 
 
-def found_in_families(progress: Progress) -> dict[str, dict[str, Any]]:
-    """Family -> {"ops": names, "listed": whether it has a table, "failed": why it cannot be read}.
+def found_in_families(progress: Progress) -> dict[str, Family]:
+    """What is found in each family, by its name.
 
     What was found before with these versions comes from a file in the cache's folder.
     """
     file = settings.cache_folder() / f"families-{_key()}.json"
     try:
-        found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Family] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = _look(progress)
         _keep(file, found)
@@ -68,13 +77,14 @@ def _row(target: models.Target) -> str:
     return f'"{target.code}"'
 
 
-def _look(progress: Progress) -> dict[str, dict[str, Any]]:
+def _look(progress: Progress) -> dict[str, Family]:
     families = models.families()
     listed = {table.module for table in models.architectures().values()}
-    found = {}
+    found: dict[str, Family] = {}
     for number, (family, modules) in enumerate(families.items()):
         progress(number, len(families))
-        ops, failed = set(), ""
+        ops: set[str] = set()
+        failed = ""
         for module in modules:
             try:
                 scope = scope_of(models.file_of(module), module)
@@ -87,7 +97,7 @@ def _look(progress: Progress) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _keep(file: Path, found: Any) -> None:
+def _keep(file: Path, found: dict[str, Family]) -> None:
     """Write a file wholly or not at all; a folder that cannot be written is no mistake."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

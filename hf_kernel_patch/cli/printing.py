@@ -10,7 +10,7 @@ from typing import Any
 from hf_kernel_patch.patching.report import PATCHED, PatchReport, Row
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Plain data as JSON."""
     print(json.dumps(value, indent=2))
 

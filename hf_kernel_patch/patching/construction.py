@@ -65,7 +65,7 @@ def modules_of_models() -> list[str]:
     return [] if base is None else modules_of(_subclasses(base))
 
 
-def modules_of(kinds: Iterable[Any]) -> list[str]:
+def modules_of(kinds: Iterable[type]) -> list[str]:
     """The modules of classes, of what they derive from and of the layers that those import."""
     found: dict[str, None] = {}
     todo = [kind for one in kinds for kind in one.__mro__]

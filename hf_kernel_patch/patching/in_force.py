@@ -72,7 +72,7 @@ def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:
         del found
         gc.collect()
         found = _owned(classes)
-    by_row: dict[int, tuple[Row, list[Any]]] = {}
+    by_row: dict[int, tuple[Row, list[object]]] = {}
     for module, value in found:
         row = classes[owner_of(module, classes)][1]
         by_row.setdefault(id(row), (row, []))[1].append(value)
@@ -114,7 +114,7 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
     return _kept(older)
 
 
-def _kept(older: dict[int, tuple[Any, Record]]) -> dict[int, str]:
+def _kept(older: dict[int, tuple[object, Record]]) -> dict[int, str]:
     """As ``kept_of_earlier``, of functions by their ids, each with its record."""
     kept: dict[int, str] = {}
     for holder in gc.get_referrers(*(function for function, _ in older.values())):

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MISSING: Any = object()
+#: Of a slot: the id of what holds it, and its name there.
+Key = tuple[int, str]
 
 
 class Attribute:
@@ -69,7 +71,7 @@ class Item:
 
     may_vanish = False
 
-    def __init__(self, mapping: MutableMapping[Any, Any], name: Any, order: Iterable[Any] = ()):
+    def __init__(self, mapping: MutableMapping[str, object], name: str, order: Iterable[str] = ()):
         self.mapping, self.name, self._order = mapping, name, list(order)
         self.key = (id(mapping), name)
         self.label = f"{type(mapping).__name__}[{name!r}]"
@@ -121,7 +123,7 @@ class Ledger:
         self.lock = threading.RLock()
         self._forking: set[int] = set()  # threads that have taken the lock for their fork
         _ledgers.add(self)
-        self._stacks: dict[tuple[int, Any], list[Entry]] = {}
+        self._stacks: dict[Key, list[Entry]] = {}
 
     def before_fork(self) -> None:
         if self.lock.acquire(timeout=self.patience):

@@ -58,7 +58,7 @@ def globals_holding(wanted: Container[int]) -> list[Located]:
     ]
 
 
-def shadows(forwards: Collection[Any], classes: Iterable[type]) -> list[Located]:
+def shadows(forwards: Collection[object], classes: Iterable[type]) -> list[Located]:
     """(instance, name, value) of every forward that an instance owns itself.
 
     Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
 applications: list[Application] = []
-Options = tuple[tuple[str, str, Any], ...]  # as ``Settings.options``
+Options = tuple[tuple[str, str, object], ...]  # as ``Settings.options``
 
 
 class Application:
@@ -55,7 +55,7 @@ class Application:
         self.modules: list[Module] = []
         self.model = weakref.ref(model)
         #: What a kernel's own ``apply`` has changed.
-        self.entries: list[tuple[weakref.ref[Any], Entry]] = []
+        self.entries: list[tuple[weakref.ref[object], Entry]] = []
 
     def apply(self) -> None:
         """Patch every module whose class, or the function it calls, a table names."""
@@ -153,7 +153,7 @@ class Application:
         patched = any(one.module is not None for one in self.modules)
         return patched or any(reference() is not None for reference, _ in self.entries)
 
-    def holds(self) -> list[Any]:
+    def holds(self) -> list[nn.Module]:
         """The modules that it patches, as far as they still live."""
         found = [*(one.module for one in self.modules), *(ref() for ref, _ in self.entries)]
         return [module for module in found if module is not None]

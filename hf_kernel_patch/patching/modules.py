@@ -58,10 +58,10 @@ class Module:
         self._forwards: list[tuple[Entry, Callable[[object], object]]] = []
         self.composed: dict[str, Composed] = {}
         #: Of a copy, what the copied module runs, whatever its class runs by now.
-        self._as_in_twin: dict[str, Any] = {}
+        self._as_in_twin: dict[str, object] = {}
 
     @property
-    def module(self) -> Any:
+    def module(self) -> nn.Module | None:
         """The module, or None where it is gone."""
         return self._module()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.kernels import BaseKernel
 from hf_kernel_patch.models import Target
@@ -44,13 +44,20 @@ def recorded(model: nn.Module, kernel: type[BaseKernel]) -> Iterator[None]:
             )
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, dict[Any, Any]]]:
+#: The mappings of a module, each with a copy.
+Contents = list[tuple[dict[str, object], dict[str, object]]]
+
+
+def _contents(module: nn.Module) -> Contents:
     """The module's own mappings (attributes, parameters, children, hooks), each with a copy."""
     own = vars(module)
     return [(held, dict(held)) for held in (own, *own.values()) if isinstance(held, dict)]
 
 
-def _record(application: Application, before: list[tuple[Any, type, Any]]) -> None:
+def _record(
+    application: Application,
+    before: list[tuple[nn.Module, type, Contents]],
+) -> None:
     """Enter every change since ``before``."""
     for module, kind, contents in before:
         if type(module) is not kind:

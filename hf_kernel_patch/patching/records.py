@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.patching.ledger import Attribute, Entry, Slot, ledger
+from hf_kernel_patch.patching.ledger import Attribute, Entry, Key, Slot, ledger
 from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
@@ -33,7 +34,7 @@ class Holder:
 
     request: Request
     row: Row
-    slots: set[tuple[int, Any]] = field(default_factory=set)
+    slots: set[Key] = field(default_factory=set)
 
 
 class Record:
@@ -90,7 +91,7 @@ class Record:
         if not any(entry.slot.key == slot.key for entry, _ in self._slots):
             self._slots.append((ledger.push(slot, bind(self.function)), bind))
 
-    def slots(self) -> list[tuple[int, Any]]:
+    def slots(self) -> list[Key]:
         """The keys of the slots that hold what is installed."""
         return [entry.slot.key for entry, _ in self._slots if not entry.slot.gone()]
 
@@ -98,7 +99,7 @@ class Record:
         """Whether what is installed was put into this attribute."""
         return (id(owner), name) in self.slots()
 
-    def foreign(self) -> list[tuple[Slot, Any]]:
+    def foreign(self) -> list[tuple[Slot, object]]:
         """The slots where something else stands now, and what; not those that may vanish."""
         lasting = [e for e, _ in self._slots if not (e.slot.may_vanish or e.slot.gone())]
         found = [(entry, ledger.current(entry)) for entry in lasting]
@@ -163,7 +164,7 @@ class Record:
                 for site in one.sites.values():
                     site.release()
 
-    def counters(self, request: Request) -> list[Any]:
+    def counters(self, request: Request) -> list[Counter[str]]:
         """The counters of all rows that report this request."""
         return [holder.row.calls for holder in self.holders if holder.request == request]
 

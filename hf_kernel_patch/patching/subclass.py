@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition.source import ROOT
 
-_made: WeakKeyDictionary[type, dict[tuple[tuple[str, Any], ...], type]] = WeakKeyDictionary()
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Called for a module and its copy.
+Adopt: TypeAlias = "Callable[[nn.Module, nn.Module], None]"
+
+_made: WeakKeyDictionary[type, dict[tuple[tuple[str, object], ...], type]] = WeakKeyDictionary()
 
 
 def root_of(kind: type) -> type:
@@ -18,7 +24,7 @@ def root_of(kind: type) -> type:
     return next(one for one in kind.__mro__ if ROOT not in vars(one))
 
 
-def subclass(root: type, methods: Mapping[str, Any], adopt: Callable[[Any, Any], None]) -> type:
+def subclass(root: type, methods: Mapping[str, object], adopt: Adopt) -> type:
     """The subclass of ``root`` under its own name with these methods, made once.
 
     A pickle loads as the original class, without this package. ``adopt(module, twin)`` is called
@@ -31,15 +37,15 @@ def subclass(root: type, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
     return known[key]
 
 
-def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any], None]) -> type:
-    def reduce(self: Any, protocol: Any) -> Any:
+def _subclass(root: Any, methods: Mapping[str, object], adopt: Adopt) -> type:
+    def reduce(self: nn.Module, protocol: SupportsIndex) -> object:
         make, arguments, *rest = root.__reduce_ex__(self, protocol)
         if make is copyreg.__newobj__:  # type: ignore[attr-defined]
             # Pickle insists that the class it gets is the object's own; this way of making it not.
             make, arguments = copyreg._reconstructor, (type(self), object, None)  # type: ignore[attr-defined]
         return make, tuple(root if part is type(self) else part for part in arguments), *rest
 
-    def twin(self: Any, memo: dict[int, object] | None) -> Any:
+    def twin(self: nn.Module, memo: dict[int, object] | None) -> Any:
         other = root.__new__(root)
         state = dict(vars(self))
         if memo is not None:
@@ -49,7 +55,7 @@ def _subclass(root: Any, methods: Mapping[str, Any], adopt: Callable[[Any, Any],
         adopt(self, other)
         return other
 
-    def new(cls: Any, *args: object, **kwargs: object) -> Any:
+    def new(cls: Any, *args: object, **kwargs: object) -> object:
         # Who builds a module by the class of a patched one wants what that class is named after.
         if cls is kind and (args or kwargs):
             return root(*args, **kwargs)

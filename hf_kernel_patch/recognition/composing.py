@@ -32,15 +32,15 @@ class Request:
     kernel: Kernel
     explicit: bool = False
     options: tuple[tuple[str, Any], ...] = ()
-    called: tuple[Any, str, Any] | None = None
+    called: tuple[object, str, object] | None = None
 
 
 def request(
     code: str,
     kernel: Kernel,
     explicit: bool,
-    options: Mapping[str, Any],
-    called: tuple[Any, str, Any] | None = None,
+    options: Mapping[str, object],
+    called: tuple[object, str, object] | None = None,
 ) -> Request:
     """A Request for a kernel with its own options as they are now, but for those given."""
     every = tuple(sorted({**kernel.options, **options}.items()))
@@ -66,7 +66,7 @@ class Composed:
 _made: dict[tuple[Any, ...], Composed] = {}
 
 
-def why_not(original: Any, owner: Any, request: Request) -> str | None:
+def why_not(original: object, owner: object, request: Request) -> str | None:
     """Why a function cannot be made for a request, or None. ``owner`` holds it."""
     try:
         return _why_not(original, owner, request)
@@ -74,7 +74,7 @@ def why_not(original: Any, owner: Any, request: Request) -> str | None:
         return f"{_label(original)} cannot be rewritten: {error}"
 
 
-def _why_not(original: Any, owner: Any, request: Request) -> str | None:
+def _why_not(original: object, owner: object, request: Request) -> str | None:
     code = known()[request.code]
     if request.called is None and isinstance(code, Leaf):
         return code.why_not(original, owner)
@@ -92,28 +92,31 @@ def _why_not(original: Any, owner: Any, request: Request) -> str | None:
     return None
 
 
-def composed(original: Any, owner: Any, requests: tuple[Request, ...], alone: bool) -> Composed:
+def composed(
+    original: object, owner: object, requests: tuple[Request, ...], alone: bool
+) -> Composed:
     """The function for requests, each of which ``why_not`` has nothing against.
 
     ``alone`` says that it is for single models, whose modules the sites then know. The order of
     the requests does not matter; there is one of each leaf or rule.
     """
-    key = id(original), alone, *sorted(requests, key=lambda one: one.code)
+    ordered = tuple(sorted(requests, key=lambda one: one.code))
+    key = id(original), alone, *ordered
     made = _made.get(key)
     if made is None or made.original is not original:
-        made = _made[key] = _compose(original, owner, key[2:], alone)
+        made = _made[key] = _compose(original, owner, ordered, alone)
     return made
 
 
-def made_of(original: Any) -> list[Composed]:
+def made_of(original: object) -> list[Composed]:
     """All that was made of an original globally, in force or not."""
     return [made for key, made in list(_made.items()) if made.original is original and not key[1]]
 
 
-def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) -> Composed:
+def _compose(original: Any, owner: object, requests: tuple[Request, ...], alone: bool) -> Composed:
     sites: dict[Request, Site] = {}
     edits: list[Edit] = []
-    helpers: dict[str, Any] = {}
+    helpers: dict[str, object] = {}
     source: Function | None = None
     for request in requests:
         code = known()[request.code]
@@ -140,7 +143,7 @@ def _compose(original: Any, owner: Any, requests: tuple[Any, ...], alone: bool) 
     return Composed(original, _wrapped(original, source.value, inner), sites)
 
 
-def _wrapped(original: Any, inner: Any, new: Any) -> Any:
+def _wrapped(original: object, inner: Any, new: Any) -> Any:
     if not inspect.isfunction(original):
         raise CannotRewrite(f"a {type(original).__qualname__} stands there")
     if innermost_of(original) is not inner:
@@ -168,7 +171,7 @@ def difference(made: Composed) -> str:
     return "".join(difflib.unified_diff(old, new, before.__code__.co_filename, "patched"))
 
 
-def source_hash(original: Any) -> str:
+def source_hash(original: object) -> str:
     """The first twelve digits of the SHA-256 of a function's source, or "" where it has none."""
     try:
         lines, _ = inspect.getsourcelines(innermost_of(original).__code__)
@@ -177,5 +180,5 @@ def source_hash(original: Any) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
 
-def _label(value: Any) -> str:
+def _label(value: object) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))

@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     reason: str = ""
 
 
-def discover(scope: Mapping[str, Any], module: str) -> list[Finding]:
+def discover(scope: Mapping[str, object], module: str) -> list[Finding]:
     """What is known, and what nearly is, among the classes and functions that a module defines.
 
     ``scope`` are the module's globals and ``module`` its name.
@@ -43,7 +43,7 @@ def discover(scope: Mapping[str, Any], module: str) -> list[Finding]:
         return found + _inherited(scope, module, {known()[one.code].op for one in found})
 
 
-def _inherited(scope: Mapping[str, Any], module: str, ops: set[str]) -> list[Finding]:
+def _inherited(scope: Mapping[str, object], module: str, ops: set[str]) -> list[Finding]:
     """What classes of the module inherit and leaves of these ops ask for."""
     asking = [
         leaf
@@ -66,7 +66,7 @@ def _called(leaf: Leaf) -> list[str]:
     return sorted({name[1] for name in names if name})
 
 
-def _members(scope: Mapping[str, Any], module: str) -> Iterator[tuple[str, Any, Any]]:
+def _members(scope: Mapping[str, object], module: str) -> Iterator[tuple[str, Any, Any]]:
     """(qualified name, value, owner) of every function and method that the module defines."""
     owner = _Module(module, scope)
     for name, value in list(scope.items()):
@@ -81,12 +81,12 @@ def _members(scope: Mapping[str, Any], module: str) -> Iterator[tuple[str, Any, 
 class _Module:
     """What a leaf asks of the module that holds it."""
 
-    def __init__(self, name: str, scope: Mapping[str, Any]):
+    def __init__(self, name: str, scope: Mapping[str, object]):
         self.__name__ = name
         vars(self).update({k: v for k, v in scope.items() if not k.startswith("__")})
 
 
-def _home(value: Any) -> str:
+def _home(value: object) -> str:
     return getattr(innermost(original_of(value)), "__globals__", {}).get("__name__", "")
 
 
@@ -101,7 +101,7 @@ class _Known(NamedTuple):
 _seen: WeakKeyDictionary[FunctionType, _Known] = WeakKeyDictionary()
 
 
-def _findings(qualname: str, value: Any, function: FunctionType, owner: Any) -> list[Finding]:
+def _findings(qualname: str, value: object, function: FunctionType, owner: object) -> list[Finding]:
     seen = _seen.get(function)
     if seen is None or seen.codes != len(known()):
         codes = tuple(_looked_up(qualname, value, function, owner))
@@ -110,7 +110,7 @@ def _findings(qualname: str, value: Any, function: FunctionType, owner: Any) -> 
 
 
 def _looked_up(
-    qualname: str, value: Any, function: FunctionType, owner: Any
+    qualname: str, value: object, function: FunctionType, owner: object
 ) -> Iterator[tuple[str, str]]:
     """(leaf or rule, reason why it only looks like it) for a function."""
     code = function.__code__
@@ -132,7 +132,7 @@ def _looked_up(
         yield nearest
 
 
-def _is_layer(owner: Any) -> bool:
+def _is_layer(owner: object) -> bool:
     from torch import nn
 
     return isinstance(owner, type) and issubclass(owner, nn.Module)

@@ -27,14 +27,14 @@ class Edit(NamedTuple):
     order: tuple[int, ...] = ()
 
 
-def start(node: Any) -> tuple[int, int]:
-    """Where a part begins."""
-    return node.lineno, node.col_offset
+def start(node: ast.AST) -> tuple[int, int]:
+    """Where a part, which is no operator or the like, begins."""
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
 
 
-def end(node: Any) -> tuple[int, int]:
+def end(node: ast.AST) -> tuple[int, int]:
     """Where a part ends."""
-    return node.end_lineno, node.end_col_offset
+    return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
 
 
 def replace(function: Function, node: ast.AST, *parts: Part) -> list[Edit]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from types import CodeType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_kernel_patch.kernels import provide
-from hf_kernel_patch.recognition.edits import Edit
+from hf_kernel_patch.recognition.edits import Edit, start
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
 from hf_kernel_patch.recognition.site import Site, Swallowed
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Entry = Callable[[Function, Site], tuple[list[Edit], dict[str, Any]]]
 #: Builds the replacement for one site; its parameters are the original's.
@@ -45,7 +49,7 @@ class Leaf:
     leaves: Callable[[Any], str] = lambda module: ""
     inherited: bool = False
 
-    def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
+    def adapter_for(self, value: object, owner: object) -> Adapter | str:
         """The adapter for the code that ``value`` runs, or the reason why there is none.
 
         ``owner`` is the class or the module that holds it.
@@ -71,12 +75,12 @@ class Leaf:
                 return f"{name} in {where} is another function than the leaf {self.name} calls"
         return adapter
 
-    def why_not(self, value: Any, owner: Any) -> str | None:
+    def why_not(self, value: object, owner: object) -> str | None:
         """Why a value of ``owner`` is not this leaf, or None."""
         adapter = self.adapter_for(value, owner)
         return adapter if isinstance(adapter, str) else None
 
-    def swallowed(self, function: Any, owner: Any) -> tuple[Swallowed, ...]:
+    def swallowed(self, function: Any, owner: object) -> tuple[Swallowed, ...]:
         """What the function calls by name, where it finds it, as it is now."""
         found: list[Swallowed] = []
         for name in self.helpers:
@@ -132,12 +136,12 @@ class Rule:
         """Why a function holds none of the rule's code, nor what nearly is."""
         return f"no code that the rule {self.name} knows"
 
-    def leaves(self, module: Any) -> str:
+    def leaves(self, module: nn.Module) -> str:
         """As of a leaf."""
         return ""
 
     def found_in(
-        self, value: Any, owner: Any, taken: Collection[str] = ()
+        self, value: object, owner: object, taken: Collection[str] = ()
     ) -> tuple[Function, Found, str] | str:
         """The function that ``value`` runs, the rule's places in it and the name of its helper.
 
@@ -159,7 +163,7 @@ class Rule:
             return f"{function.__qualname__} of {_module_of(function)}: {nearly}"
         return source, found, helper
 
-    def why_not(self, value: Any, owner: Any) -> str | None:
+    def why_not(self, value: object, owner: object) -> str | None:
         """Why a value of ``owner`` holds no such code, or None."""
         found = self.found_in(value, owner)
         return found if isinstance(found, str) else None
@@ -177,9 +181,9 @@ class Found:
     edits: list[Edit] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
 
-    def miss(self, node: Any, reason: str) -> None:
+    def miss(self, node: ast.AST, reason: str) -> None:
         """Note a place where the rule nearly applies."""
-        self.near.append(f"line {node.lineno}: {reason}")
+        self.near.append(f"line {start(node)[0]}: {reason}")
 
 
 Known = Leaf | Rule
@@ -213,7 +217,7 @@ def free_name(function: Function, name: str, taken: Collection[str] = ()) -> str
     return name
 
 
-def why_foreign(function: Any, owner: Any) -> str | None:
+def why_foreign(function: object, owner: object) -> str | None:
     """Whose code stands there, if it is neither the owner's module's nor that of transformers."""
     where = _module_of(function)
     if where in _homes(owner) or where.startswith("transformers.models."):
@@ -221,16 +225,16 @@ def why_foreign(function: Any, owner: Any) -> str | None:
     return f"patched by {where}: its code is not the original's"
 
 
-def _module_of(function: Any) -> str:
+def _module_of(function: object) -> str:
     scope = getattr(function, "__globals__", {})
     return str(scope.get("__name__") or type(function).__module__)
 
 
-def _homes(owner: Any) -> list[str]:
+def _homes(owner: object) -> list[str]:
     """The modules whose code is the owner's own."""
     if isinstance(owner, type):
         return [kind.__module__ for kind in owner.__mro__]
-    return [owner.__name__]
+    return [owner.__name__]  # type: ignore[attr-defined]
 
 
 def build(adapter: Adapter, site: Site) -> Callable[..., Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: (module, class) -> the ops' name of the function that it computes.
 _NAMES = {
@@ -21,7 +24,7 @@ _NAMES = {
 _by_class: dict[type, tuple[Any, str]] = {}
 
 
-def activation_of(module: Any, approximate: str | None = None) -> tuple[str, str | None]:
+def activation_of(module: nn.Module, approximate: str | None = None) -> tuple[str, str | None]:
     """("silu", "gelu" or "gelu_tanh", None), or ("", the reason why no fused op may compute it).
 
     ``approximate`` is the option that ``torch.nn.functional.gelu`` is called with, if any.
@@ -64,7 +67,7 @@ def _is_own(kind: type) -> bool:
 _is_own._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _function_of(function: Any, approximate: str | None) -> str:
+def _function_of(function: object, approximate: str | None) -> str:
     """The name of torch's own function that this is, or ""."""
     name = getattr(function, "__name__", "")
     if name == "silu":
@@ -75,12 +78,12 @@ def _function_of(function: Any, approximate: str | None) -> str:
     return {None: "gelu", "none": "gelu", "tanh": "gelu_tanh"}.get(approximate, "")
 
 
-def touched(module: Any) -> bool:
+def touched(module: nn.Module) -> bool:
     """Whether calling the module does more than its class's forward."""
     return hooked_everywhere() or hooked(module)
 
 
-def hooked(module: Any) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether this module's own call does more, apart from the hooks that all modules have."""
     own = vars(module).get("forward")
     return bool(

@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 
 
 def rewritten(
-    function: Function, edits: Sequence[Edit], helpers: Mapping[str, Any], label: str = ""
+    function: Function, edits: Sequence[Edit], helpers: Mapping[str, object], label: str = ""
 ) -> FunctionType:
     """The function with the edits made; ``helpers`` are what the new text calls by these names.
 
@@ -76,7 +76,7 @@ def _pretended(file: str, label: str) -> str:
 
 
 def compiled(
-    function: Function, lines: list[str], helpers: Mapping[str, Any], file: str
+    function: Function, lines: list[str], helpers: Mapping[str, object], file: str
 ) -> CodeType:
     """The code of the function in a text of its file."""
     free = *function.value.__code__.co_freevars, *helpers
@@ -109,12 +109,13 @@ def compiled_tree(
 def _renamed(code: CodeType, before: str, after: str) -> CodeType:
     """A code object under another qualified name, and so what is inside of it."""
 
-    def renamed(value: Any) -> Any:
+    def renamed(value: object) -> object:
         if isinstance(value, CodeType):
             return _renamed(value, before, after)
         # A class inside has its qualified name among the constants.
-        inside = isinstance(value, str) and value.startswith(f"{before}.<locals>.")
-        return after + value.removeprefix(before) if inside else value
+        if isinstance(value, str) and value.startswith(f"{before}.<locals>."):
+            return after + value.removeprefix(before)
+        return value
 
     return code.replace(
         co_qualname=after + code.co_qualname.removeprefix(before),

@@ -38,7 +38,7 @@ class Segment:
     outs: tuple[str, ...]
 
 
-def same(*values: Any) -> tuple[Any, ...]:
+def same(*values: object) -> tuple[Any, ...]:
     """What a segment runs that only gives values other names."""
     return values
 
@@ -95,7 +95,7 @@ def made(function: Function, node: ast.FunctionDef, free: Iterable[str] = ()) ->
 
 
 def definition(
-    name: str, arguments: ast.arguments | Iterable[str], body: Statements, place: Any
+    name: str, arguments: ast.arguments | Iterable[str], body: Statements, place: ast.AST
 ) -> ast.FunctionDef:
     """The tree of a function of these parameters, which stands where ``place`` does."""
     if not isinstance(arguments, ast.arguments):
@@ -104,7 +104,7 @@ def definition(
     return ast.copy_location(ast.FunctionDef(name, arguments, list(body), []), place)
 
 
-def returned(names: Iterable[str], place: Any) -> ast.Return:
+def returned(names: Iterable[str], place: ast.AST) -> ast.Return:
     """``return (names...)``."""
     elements: list[ast.expr] = [ast.Name(name, ast.Load()) for name in names]
     statement = ast.Return(ast.Tuple(elements, ast.Load()))

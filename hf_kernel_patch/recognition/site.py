@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from hf_kernel_patch.kernels import BaseKernel, Kernel
 from hf_kernel_patch.recognition.modules import compiling, hooked_everywhere
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SERVED = "served"
 #: What a call is counted as that replayed CUDA graphs.
@@ -54,14 +57,15 @@ class Site:
     def __init__(
         self,
         kernel: Kernel,
-        original: Any,
+        original: Callable[..., Any] | None,
         explicit: bool,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         alone: bool = False,
     ):
         self.kernel = kernel
         self.op = kernel.load()
-        self.original = original
+        #: None for the interface of experts, which has none.
+        self.original: Any = original
         self.explicit = explicit
         #: Whether ``no_gain`` is asked at each call: of a kernel that was not named and has one.
         self._chooses = not explicit and (
@@ -87,7 +91,7 @@ class Site:
         self._number = next(_numbers)
         _sites[self._number] = self
 
-    def in_force(self, module: Any = None) -> bool:
+    def in_force(self, module: nn.Module | None = None) -> bool:
         """Whether the kernel may serve a call, of this module where one is known."""
         if not self.active:
             return False
@@ -96,7 +100,9 @@ class Site:
         # A replica of DataParallel is a copy that lives for one call.
         return id(module) in self.modules or getattr(module, "_is_replica", False)
 
-    def declines(self, *arguments: Any, unless: str | None = None, module: Any = None) -> bool:
+    def declines(
+        self, *arguments: object, unless: str | None = None, module: nn.Module | None = None
+    ) -> bool:
         """Whether this call falls back to the original; ``arguments`` are the op's.
 
         ``unless`` is a reason that the caller has found already, ``module`` whose call it is.
@@ -114,11 +120,11 @@ class Site:
             self.count(reason or SERVED, module)
         return bool(reason)
 
-    def why_not(self, *tensors: Any) -> str | None:
+    def why_not(self, *tensors: object) -> str | None:
         """Why torch's state or these tensors send a call to the original, whatever the op."""
         return self._guard(self.kernel, tensors)
 
-    def count(self, outcome: str, module: Any = None) -> None:
+    def count(self, outcome: str, module: nn.Module | None = None) -> None:
         """Count a call, where calls are counted; in a compiled graph when it is traced."""
         if not counting:
             return
@@ -128,7 +134,7 @@ class Site:
         for counter in self._counters_of(module):
             counter[outcome] += 1
 
-    def _counters_of(self, module: Any) -> Iterable[Counter[str]]:
+    def _counters_of(self, module: nn.Module) -> Iterable[Counter[str]]:
         if not self.modules:
             return self.counters
         if id(module) not in self.modules:
@@ -136,7 +142,7 @@ class Site:
             return [*self.counters, *held.values()]
         return [*self.counters, *self.modules[id(module)]]
 
-    def _replaced(self, module: Any) -> str | None:
+    def _replaced(self, module: nn.Module) -> str | None:
         """The function that the fused code would ignore, as somebody has replaced it, if any."""
         if self._compiling():
             return None
@@ -176,6 +182,6 @@ def _count_traced(number: int, outcome: str) -> bool:
 _count_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _where(value: Any) -> str:
+def _where(value: object) -> str:
     module = getattr(value, "__module__", None) or type(value).__module__
     return f"{module}'s"

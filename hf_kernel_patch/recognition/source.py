@@ -75,13 +75,13 @@ def fingerprint(function: FunctionType) -> str | None:
 ROOT = "__hf_kernel_patch_root__"
 
 
-def made_by_us(value: Any) -> Any:
+def made_by_us(value: object) -> Any:
     """The Composed whose function a value is, or None; a wrapper that copied its name is not it."""
     made = getattr(value, "__hf_kernel_patch__", None)
     return made if made is not None and made.function is value else None
 
 
-def original_of(value: Any) -> Any:
+def original_of(value: object) -> Any:
     """What stood there before a replacement of ours."""
     while (made := made_by_us(value)) is not None:
         value = made.original
@@ -107,14 +107,14 @@ def innermost(value: Any) -> Callable[..., Any]:
             return value
 
 
-def _belongs_to(value: Any, package: str) -> bool:
+def _belongs_to(value: object, package: str) -> bool:
     module = getattr(value, "__globals__", {}).get("__name__", "")
     return module == package or module.startswith(f"{package}.")
 
 
-def _kernels_func(value: Any) -> Any:
+def _kernels_func(value: object) -> Any:
     """The function inside the module object that ``kernels`` makes of a decorated function."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind.__module__ != "kernels.layer.layer":
         return None
     # kernelize binds the class's own forward when it finds no kernel.

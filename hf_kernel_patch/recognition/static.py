@@ -15,7 +15,7 @@ def scope_of(file: Path, module: str) -> dict[str, Any]:
     Raises OSError, SyntaxError or ValueError for a file that cannot be read or is no Python.
     """
     code = compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
-    scope: dict[str, Any] = {"__name__": module, **_imported()}
+    scope: dict[str, object] = {"__name__": module, **_imported()}
     for name, inner in _defined(code):
         scope[name] = _function(inner, scope) if _is_function(inner) else _class(inner, scope)
     return scope
@@ -31,12 +31,12 @@ def _is_function(code: CodeType) -> bool:
     return bool(code.co_flags & inspect.CO_OPTIMIZED)
 
 
-def _function(code: CodeType, scope: dict[str, Any]) -> FunctionType:
+def _function(code: CodeType, scope: dict[str, object]) -> FunctionType:
     cells = tuple(CellType() for _ in code.co_freevars)
     return FunctionType(code, scope, code.co_name, None, cells)
 
 
-def _class(body: CodeType, scope: dict[str, Any]) -> type:
+def _class(body: CodeType, scope: dict[str, object]) -> type:
     from torch import nn
 
     members: dict[str, Any] = {

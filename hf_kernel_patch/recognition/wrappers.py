@@ -17,7 +17,7 @@ def innermost_of(value: Any) -> Any:
     return value
 
 
-def rewrapped(value: Any, inner: FunctionType, new: FunctionType) -> Any:
+def rewrapped(value: object, inner: FunctionType, new: FunctionType) -> Any:
     """``value``, a wrapper around ``inner`` or around such a wrapper, around ``new`` instead.
 
     All of its cells are shared but those that hold what it wraps, or itself. Raises CannotRewrite
@@ -52,7 +52,7 @@ def rewrapped(value: Any, inner: FunctionType, new: FunctionType) -> Any:
     return made
 
 
-def cells_of_itself(function: Any) -> list[CellType]:
+def cells_of_itself(function: object) -> list[CellType]:
     """Where a function holds itself, or what was made of it and stands in its place.
 
     transformers' layers ask whether the class's forward is still the one that runs, and only then
@@ -73,7 +73,7 @@ def _contents(cell: CellType) -> Any:
         return None
 
 
-def _keeps(held: Any, below: Any) -> bool:
+def _keeps(held: object, below: object) -> bool:
     """Whether a value holds the wrapped function itself, and would go on calling it."""
     if isinstance(held, (list, tuple, set, frozenset)):
         return any(one is below for one in held)
@@ -86,5 +86,5 @@ def _keeps(held: Any, below: Any) -> bool:
     return getattr(held, "func", None) is below or getattr(held, "__func__", None) is below
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return f"{getattr(value, '__qualname__', type(value).__qualname__)} of {value.__module__}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import devices, registry, settings
 from hf_kernel_patch.cli.demo import models, worker
@@ -22,6 +22,9 @@ from hf_kernel_patch.errors import KernelPatchError, KernelUnavailableError, unk
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import exists_here
 from hf_kernel_patch.recognition import known
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 
 @dataclass
@@ -146,7 +149,7 @@ def _default_device() -> str:
 
 
 @contextmanager
-def _workers() -> Iterator[dict[str, Any]]:
+def _workers() -> Iterator[dict[str, Connection]]:
     """Two fresh processes that wait for a plan, by the names of the runs."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
@@ -164,7 +167,7 @@ def _workers() -> Iterator[dict[str, Any]]:
             process.join()
 
 
-def _train(pipes: dict[str, Any], plans: dict[str, Plan], seconds: float) -> dict[str, Run]:
+def _train(pipes: dict[str, Connection], plans: dict[str, Plan], seconds: float) -> dict[str, Run]:
     """The runs, which take turns step by step until all steps are done or the time is over."""
     from rich.console import Console
     from rich.progress import Progress
@@ -193,13 +196,13 @@ def _train(pipes: dict[str, Any], plans: dict[str, Plan], seconds: float) -> dic
     return runs
 
 
-def _next(pipes: dict[str, Any], name: str, end: bool = False) -> Any:
+def _next(pipes: dict[str, Connection], name: str, end: bool = False) -> Any:
     """Let a run go on, or come to its end, and wait for what comes of it."""
     pipes[name].send(end)
     return _answer(pipes, name)
 
 
-def _answer(pipes: dict[str, Any], name: str) -> Any:
+def _answer(pipes: dict[str, Connection], name: str) -> Any:
     try:
         answer = pipes[name].recv()
     except (EOFError, OSError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-_SIZES: dict[str, Any] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SIZES: dict[str, float] = {
     "hidden_size": 256,
     "intermediate_size": 768,
     "num_hidden_layers": 3,
@@ -22,7 +25,7 @@ _SIZES: dict[str, Any] = {
     "use_cache": False,
 }
 _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384}
-MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, dict[str, int]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {},
@@ -44,7 +47,7 @@ def save(name: str, seed: int, directory: str) -> int:
     return int(model.num_parameters())
 
 
-def load(directory: str, device: str, dtype: str) -> Any:
+def load(directory: str, device: str, dtype: str) -> PreTrainedModel:
     """The saved model, in training mode."""
     import torch
     import transformers

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.api import count_calls, patch_transformers, unpatch
 from hf_kernel_patch.cli.demo import memory
@@ -18,6 +18,12 @@ from hf_kernel_patch.cli.demo.text import batches
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import exists_here, locate
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 BATCH, LENGTH = 8, 128
 LEARNING_RATE, RAMP = 2e-3, 10
@@ -37,13 +43,13 @@ class Plan:
     include: str | tuple[str, ...] | None
 
 
-def main(pipe: Any) -> None:
+def main(pipe: Connection) -> None:
     """What the process runs; the parent is the one that an interrupt ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(pipe)
 
 
-def serve(pipe: Any) -> None:
+def serve(pipe: Connection) -> None:
     """Take a plan from the pipe, then answer each message with the next thing of the run.
 
     A true message ends the training early. What goes wrong is sent as a string.
@@ -97,7 +103,7 @@ def training(plan: Plan) -> Generator[Any, bool | None, None]:
     }
 
 
-def _step(model: Any, optimizer: Any, ids: Any) -> tuple[float, float]:
+def _step(model: nn.Module, optimizer: Optimizer, ids: Tensor) -> tuple[float, float]:
     """(loss, seconds) of a whole training step."""
     from torch.nn.utils import clip_grad_norm_
 
