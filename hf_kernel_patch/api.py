@@ -259,7 +259,7 @@ def status() -> PatchReport:
 
 
 def count_calls(enabled: bool = True) -> None:
-    """Switch on (or off) the counting of calls, served and handed back, in reports and status.
+    """Switch on (or off) the counting of calls, served and fallbacks, in reports and status.
 
     Off by default: it costs a dictionary update a call. HF_KERNEL_PATCH_COUNT=1 switches it on.
     """

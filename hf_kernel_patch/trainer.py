@@ -12,7 +12,7 @@ from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
 from hf_kernel_patch.errors import KernelPatchWarning, raise_if_blocked
 from hf_kernel_patch.patching import model_patch
-from hf_kernel_patch.patching.report import SHADOWED
+from hf_kernel_patch.patching.report import Outcome
 from hf_kernel_patch.settings import UNSET
 
 if TYPE_CHECKING:
@@ -70,15 +70,17 @@ class KernelPatchCallback(TrainerCallback):
         self._applied += new
         # What was in front then was told when it was patched.
         rows = [row for one in new for row in one.rows.values()]
-        self._told += [row.site for row in rows if row.outcome == SHADOWED]
+        self._told += [row.site for row in rows if row.outcome == Outcome.SHADOWED]
 
     def _warn_of_what_came_in_front(self) -> None:
         """A trainer may set forwards of its own after ``on_init_end``, as those of TRL do."""
         for one in self._applied:
             one.look()
         rows = [row for one in self._applied for row in one.rows.values()]
-        hidden = [row for row in rows if row.outcome == SHADOWED and row.site not in self._told]
-        self._told += [row.site for row in rows if row.outcome == SHADOWED]
+        hidden = [
+            row for row in rows if row.outcome == Outcome.SHADOWED and row.site not in self._told
+        ]
+        self._told += [row.site for row in rows if row.outcome == Outcome.SHADOWED]
         if hidden:
             told = "\n".join(f"{row.site} is not served: {row.reason}" for row in hidden)
             warnings.warn(told, KernelPatchWarning, stacklevel=2)

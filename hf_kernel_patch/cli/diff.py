@@ -8,7 +8,7 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.api import patched
 from hf_kernel_patch.cli.preview import architecture_of, import_modelling
 from hf_kernel_patch.errors import KernelPatchWarning, shown
-from hf_kernel_patch.patching.report import SKIPPED, Row
+from hf_kernel_patch.patching.report import Outcome, Row
 
 
 def differences(target: str, site: str = "", include: str = "") -> list[tuple[Row, str]]:
@@ -28,7 +28,7 @@ def differences(target: str, site: str = "", include: str = "") -> list[tuple[Ro
         with patched(include or sorted(registry.ops()), models=name, strict=False) as report:
             broken = import_modelling([name])
             for row in report.pending:
-                row.outcome, row.reason = SKIPPED, broken[row.architecture]
+                row.outcome, row.reason = Outcome.SKIPPED, broken[row.architecture]
             found = [(row, row.diff) for row in report if row.site and site in row.site]
     if not found:
         raise ValueError(f"{name} has no site with {shown(site)} in its name")

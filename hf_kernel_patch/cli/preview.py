@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_kernel_patch import models, settings
 from hf_kernel_patch.api import patched
 from hf_kernel_patch.errors import KernelPatchWarning, shown, unknown
-from hf_kernel_patch.patching.report import SKIPPED, PatchReport
+from hf_kernel_patch.patching.report import Outcome, PatchReport
 
 
 def preview(target: str | None = None) -> PatchReport:
@@ -37,7 +37,7 @@ def preview(target: str | None = None) -> PatchReport:
         with patched(models=chosen, strict=False) as report:
             broken = import_modelling(chosen)
     for row in report.pending:
-        row.outcome, row.reason = SKIPPED, broken[row.architecture]
+        row.outcome, row.reason = Outcome.SKIPPED, broken[row.architecture]
     return report if report.rows or not broken else PatchReport(note="; ".join(broken.values()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hf_kernel_patch.patching.report import PATCHED, PatchReport, Row
+from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 
 
 def print_json(value: object) -> None:
@@ -48,7 +48,7 @@ def print_diff(found: tuple[Row, str]) -> None:
     row, diff = found
     if diff:
         what = f"{row.code} -> {row.kernel}"
-    elif row.outcome == PATCHED:
+    elif row.outcome == Outcome.PATCHED:
         what = f"{row.code} -> {row.kernel}, in place of the whole function"
     else:
         what = f"{row.outcome}: {row.reason}"

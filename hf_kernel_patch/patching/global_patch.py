@@ -35,7 +35,7 @@ from hf_kernel_patch.patching.records import (
     describe_source,
     record_of,
 )
-from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.recognition import Request, known, request, why_not
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.registry import has_own_apply, options_of
@@ -157,7 +157,7 @@ class Activation:
         kernel = self.kernels.get(known()[target.code].op)
         if kernel is None:
             return
-        row = Row(architecture, target.site, kernel.op, kernel.kernel_id, PENDING)
+        row = Row(architecture, target.site, kernel.op, kernel.kernel_id, Outcome.PENDING)
         self.rows.append(row)
         self._places.setdefault(target.module, []).append(_Place(target, row, expected))
         if expected:
@@ -181,13 +181,13 @@ class Activation:
             else:
                 reason = found
             if reason or isinstance(found, str):
-                known_already = (row.outcome, row.reason) == (SKIPPED, reason)
-                row.outcome, row.reason = SKIPPED, reason or ""
+                known_already = (row.outcome, row.reason) == (Outcome.SKIPPED, reason)
+                row.outcome, row.reason = Outcome.SKIPPED, reason or ""
                 if place.expected and not known_already:
                     self._complaints.append(f"{row.site} is not patched by {row.kernel}: {reason}")
                 continue
             owner, name, value = found
-            row.outcome, row.reason = PATCHED, ""
+            row.outcome, row.reason = Outcome.PATCHED, ""
             taken.append(place)
             record = record_of(value, owner)
             if not isinstance(owner, type):
@@ -266,15 +266,19 @@ class Activation:
                 row.outcome, row.reason = why_none(row, found, self._asked(place.target))
                 continue
             row.outcome, row.reason = state_of(records, found)
-            if row.outcome == PATCHED and not isinstance(found, str) and found[1] == "forward":
+            if (
+                row.outcome == Outcome.PATCHED
+                and not isinstance(found, str)
+                and found[1] == "forward"
+            ):
                 classes |= {record.owner: (record, row) for record in records}
         kept = kept_of_earlier([record for place in places for record in self._records(place.row)])
         for place in places if kept else ():
             why = [kept[id(one)] for one in self._records(place.row) if id(one) in kept]
-            if why and place.row.outcome == PATCHED:
+            if why and place.row.outcome == Outcome.PATCHED:
                 place.row.reason = why[0]
         for row, reason in bypassed(classes):
-            row.outcome, row.reason = SHADOWED, reason
+            row.outcome, row.reason = Outcome.SHADOWED, reason
 
     def _check_kernels(self) -> None:
         """Every kernel that was asked for by name has to have found some site.
@@ -289,7 +293,7 @@ class Activation:
                 reason = f"{kernel.kernel_id} found no site in {named}"
                 if has_own_apply(kernel):
                     reason += "; it patches one model at a time: use apply_kernel"
-                self.rows.append(Row(named, "", op, kernel.kernel_id, SKIPPED, reason))
+                self.rows.append(Row(named, "", op, kernel.kernel_id, Outcome.SKIPPED, reason))
                 self._complaints.append(reason)
 
     def _speak(self) -> None:

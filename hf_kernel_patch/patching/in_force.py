@@ -18,7 +18,7 @@ from hf_kernel_patch.patching.lookup import (
     shadows,
 )
 from hf_kernel_patch.patching.records import Record
-from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED, Row
+from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.recognition import Request, why_not
 from hf_kernel_patch.recognition.composing import made_of
 from hf_kernel_patch.recognition.source import made_by_us, original_of
@@ -28,38 +28,38 @@ ANEW = "the module was loaded anew and is not patched: call patch_transformers()
 _HOLDERS = staticmethod, classmethod, partial, CellType, type
 
 
-def state_of(records: list[Record], found: Located | str) -> tuple[str, str]:
+def state_of(records: list[Record], found: Located | str) -> tuple[Outcome, str]:
     """The outcome of a target and the reason for it, from what is in force for it.
 
     ``found`` is what ``locate`` says of it now.
     """
     if isinstance(found, str):
-        return SHADOWED, found
+        return Outcome.SHADOWED, found
     owner, name, _ = found
     if not any(record.holds(owner, name) for record in records):
-        return SHADOWED, ANEW
+        return Outcome.SHADOWED, ANEW
     for place, record in enumerate(records):
         later = {key for one in records[place + 1 :] for key in one.slots()}
         for slot, value in record.foreign():
             if slot.key in later:
                 continue
             if is_own_code(owner, value):
-                return SHADOWED, ANEW
+                return Outcome.SHADOWED, ANEW
             by = "deleted" if value is MISSING else f"patched over by {describe(value)}"
-            return SHADOWED, f"{slot.label} was {by}"
-    return PATCHED, ""
+            return Outcome.SHADOWED, f"{slot.label} was {by}"
+    return Outcome.PATCHED, ""
 
 
-def why_none(row: Row, found: Located | str, request: Request) -> tuple[str, str]:
+def why_none(row: Row, found: Located | str, request: Request) -> tuple[Outcome, str]:
     """The outcome of a target that nothing is in force on, and the reason for it."""
     again = "call patch_transformers() again"
-    if row.outcome == PENDING:
-        return PENDING, f"the module was imported without being noticed: {again}"
+    if row.outcome == Outcome.PENDING:
+        return Outcome.PENDING, f"the module was imported without being noticed: {again}"
     if isinstance(found, str):
-        return SKIPPED, found
+        return Outcome.SKIPPED, found
     owner, _, value = found
     reason = why_not(original_of(value), owner, request)
-    return SKIPPED, reason or f"it could not be patched then, but can be now: {again}"
+    return Outcome.SKIPPED, reason or f"it could not be patched then, but can be now: {again}"
 
 
 def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:

@@ -17,7 +17,7 @@ from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
 from hf_kernel_patch.patching.lookup import Located, calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
-from hf_kernel_patch.patching.report import PATCHED, SHADOWED, SKIPPED, PatchReport, Row
+from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 from hf_kernel_patch.patching.subclass import root_of
 from hf_kernel_patch.recognition import known, request, why_not
 from hf_kernel_patch.recognition.composing import difference, source_hash
@@ -100,16 +100,16 @@ class Application:
     def look(self) -> None:
         """Make the rows say what is true now."""
         for target, row in self.rows.items():
-            if row.outcome in (PATCHED, SHADOWED):
-                row.outcome, row.reason = PATCHED, self._leaves.get(target, "")
-        found: dict[int, list[tuple[Row, str, str]]] = {}
+            if row.outcome in (Outcome.PATCHED, Outcome.SHADOWED):
+                row.outcome, row.reason = Outcome.PATCHED, self._leaves.get(target, "")
+        found: dict[int, list[tuple[Row, Outcome, str]]] = {}
         for one in self.modules:
             for wish in one.wishes if one.module is not None else ():
-                if wish.application is self and wish.row.outcome == PATCHED:
+                if wish.application is self and wish.row.outcome == Outcome.PATCHED:
                     state = one.state(wish, wish.row.reason)
                     found.setdefault(id(wish.row), []).append((wish.row, *state))
         for states in found.values():
-            shadowed = [state for state in states if state[1] == SHADOWED]
+            shadowed = [state for state in states if state[1] == Outcome.SHADOWED]
             row, row.outcome, row.reason = (shadowed or sorted(states, key=lambda s: not s[2]))[0]
             if 0 < len(shadowed) < len(states):
                 row.reason = f"of {len(states)} modules {len(shadowed)}: {row.reason}"
@@ -172,7 +172,14 @@ class Application:
         kernel = self.kernels[known()[target.code].op]
         row = self.rows.setdefault(
             target,
-            Row(architecture, target.site, kernel.op, kernel.kernel_id, PATCHED, scope="model"),
+            Row(
+                architecture,
+                target.site,
+                kernel.op,
+                kernel.kernel_id,
+                Outcome.PATCHED,
+                scope="model",
+            ),
         )
         options = options_of(kernel, self._options)
         asked = request(target.code, kernel, self.explicit, options, called)
@@ -180,7 +187,7 @@ class Application:
         if patch.asks(method, asked, self):
             return
         if reason := target.near or why_not(patch.original(method), patch.root, asked):
-            row.outcome, row.reason = SKIPPED, reason
+            row.outcome, row.reason = Outcome.SKIPPED, reason
             return
         patch.add(Wish(method, asked, row, self))
         if patch not in self.modules:
@@ -229,11 +236,11 @@ def patch_model(
         if application.alive():
             applications.append(application)
     rows = list(application.rows.values())
-    found = {row.op for row in rows if row.outcome != SKIPPED}
+    found = {row.op for row in rows if row.outcome != Outcome.SKIPPED}
     complaints = [
         f"{row.site}: {row.reason}"
         for target, row in application.rows.items()
-        if row.outcome != PATCHED and not target.near
+        if row.outcome != Outcome.PATCHED and not target.near
     ]
     if explicit:
         complaints += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry, ledger
 from hf_kernel_patch.patching.lookup import describe, is_plain_bound
 from hf_kernel_patch.patching.records import Record, bound_to, changed, requests_on
-from hf_kernel_patch.patching.report import PATCHED, SHADOWED, Row
+from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
 from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.source import innermost, made_by_us, original_of
@@ -121,24 +121,27 @@ class Module:
         if any(self.original(method) is record.original for method in self.composed):
             self._update()
 
-    def state(self, wish: Wish, reason: str) -> tuple[str, str]:
+    def state(self, wish: Wish, reason: str) -> tuple[Outcome, str]:
         """The outcome of a wish now, and the reason for it; ``reason`` is what it has already."""
         module = self.module
         if wish.method == "forward" and (owned := self._foreign_forward()) is not None:
-            return SHADOWED, f"a module owns a forward ({describe(owned)}) and is not reached"
+            return (
+                Outcome.SHADOWED,
+                f"a module owns a forward ({describe(owned)}) and is not reached",
+            )
         if wish.method not in self.composed:
             return (
-                SHADOWED,
+                Outcome.SHADOWED,
                 "a module had a forward of its own when it was patched: unpatch it first",
             )
         runs = getattr(type(module), wish.method, None)
         if innermost(runs) is not innermost(self.original(wish.method)):
-            return SHADOWED, f"a module runs {describe(runs)} instead"
+            return Outcome.SHADOWED, f"a module runs {describe(runs)} instead"
         now = original_of(getattr(self.root, wish.method, None))
         if now is not self.original(wish.method):
             was = f"{self.root.__qualname__}.{wish.method} was patched later by {describe(now)}"
-            return PATCHED, f"{was}, which does not reach this model: unpatch it first"
-        return PATCHED, reason
+            return Outcome.PATCHED, f"{was}, which does not reach this model: unpatch it first"
+        return Outcome.PATCHED, reason
 
     def _foreign_forward(self) -> Any:
         """The forward that the module owns, where it is none of ours; what hooks keep, if any."""

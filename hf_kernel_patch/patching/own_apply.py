@@ -10,7 +10,7 @@ from hf_kernel_patch.kernels import BaseKernel
 from hf_kernel_patch.models import Target
 from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item, ledger
 from hf_kernel_patch.patching.model_patch import Application, applications, require_model
-from hf_kernel_patch.patching.report import PATCHED, Row
+from hf_kernel_patch.patching.report import Outcome, Row
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ def recorded(model: nn.Module, kernel: type[BaseKernel]) -> Iterator[None]:
                 site.qualname,
                 kernel.op,
                 kernel.kernel_id,
-                PATCHED,
+                Outcome.PATCHED,
                 scope="model",
                 instances=len({id(ref()) for ref, _ in application.entries}),
             )

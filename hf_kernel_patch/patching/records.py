@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
@@ -14,6 +13,7 @@ from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.composing import difference, made_of, source_hash
+from hf_kernel_patch.recognition.site import Counters
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
@@ -164,7 +164,7 @@ class Record:
                 for site in one.sites.values():
                     site.release()
 
-    def counters(self, request: Request) -> list[Counter[str]]:
+    def counters(self, request: Request) -> Counters:
         """The counters of all rows that report this request."""
         return [holder.row.calls for holder in self.holders if holder.request == request]
 

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from hf_kernel_patch.recognition.site import REPLAYED, SERVED
+from hf_kernel_patch.recognition.outcome import REPLAYED, SERVED, CallOutcome, How
 from hf_kernel_patch.version import newer_than_tested, versions
 
-PATCHED = "patched"  #: in force
-PENDING = "pending"  #: will be, when the module is imported
-SKIPPED = "skipped"  #: not, for the reason given
-SHADOWED = "shadowed"  #: in force on the class, but some instances own a forward and bypass it
+
+class Outcome(StrEnum):
+    """What became of a site."""
+
+    PATCHED = "patched"  #: in force
+    PENDING = "pending"  #: will be, when the module is imported
+    SKIPPED = "skipped"  #: not, for the reason given
+    #: In force on the class, but some instances own a forward and bypass it.
+    SHADOWED = "shadowed"
 
 
 @dataclass
 class Row:
-    """One target and its outcome.
-
-    ``calls`` counts what happened to the calls while counting is switched on: "served", "served by
-    CUDA graphs", "served without CUDA graphs: ..." (beside "served"), or the reason for handing
-    back.
-    """
+    """One site and its outcome; ``calls`` has what became of its calls while they are counted."""
 
     architecture: str
     site: str
     op: str
     kernel: str
-    outcome: str
+    outcome: Outcome
     reason: str = ""
     scope: str = "global"
     instances: int | None = None
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: Counter[CallOutcome] = field(default_factory=Counter)
     #: The leaf or rule by which the code is known.
     code: str = ""
     #: The first twelve digits of the SHA-256 of the original's source.
@@ -48,11 +50,21 @@ class Row:
         return self.calls[SERVED] + self.calls[REPLAYED]
 
     @property
+    def fallbacks(self) -> dict[str, int]:
+        """Reason -> calls that the original ran, while they were counted."""
+        return {call.reason: n for call, n in self.calls.items() if call.how is How.FALLBACK}
+
+    @property
+    def graphs(self) -> dict[str, int]:
+        """Calls that CUDA graphs served, and those that they did not, by the reason."""
+        kinds = (How.REPLAYED, How.NOT_REPLAYED)
+        return {str(call): n for call, n in self.calls.items() if call.how in kinds}
+
+    @property
     def handed_back(self) -> dict[str, int]:
-        """Reason -> calls that went to the original, while they were counted."""
-        return {
-            reason: count for reason, count in self.calls.items() if not reason.startswith("served")
-        }
+        """The old name of ``fallbacks``."""
+        warnings.warn("handed_back is old: use fallbacks", DeprecationWarning, stacklevel=2)
+        return self.fallbacks
 
     @property
     def diff(self) -> str:
@@ -81,8 +93,8 @@ class Row:
             "scope": self.scope,
             "instances": self.instances,
             "served": self.served,
-            "handed_back": self.handed_back,
-            "graphs": {key: n for key, n in self.calls.items() if "CUDA graphs" in key},
+            "fallbacks": self.fallbacks,
+            "graphs": self.graphs,
         }
 
 
@@ -100,24 +112,24 @@ class PatchReport:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def with_outcome(self, *outcomes: str) -> list[Row]:
+    def with_outcome(self, *outcomes: Outcome) -> list[Row]:
         """The rows that ended in one of the outcomes."""
         return [row for row in self.rows if row.outcome in outcomes]
 
     @property
     def patched(self) -> list[Row]:
         """The rows that are in force."""
-        return self.with_outcome(PATCHED, SHADOWED)
+        return self.with_outcome(Outcome.PATCHED, Outcome.SHADOWED)
 
     @property
     def skipped(self) -> list[Row]:
         """The rows that are not, each with its reason."""
-        return self.with_outcome(SKIPPED)
+        return self.with_outcome(Outcome.SKIPPED)
 
     @property
     def pending(self) -> list[Row]:
         """The rows whose module is not imported yet."""
-        return self.with_outcome(PENDING)
+        return self.with_outcome(Outcome.PENDING)
 
     def summary(self) -> str:
         """One line."""
@@ -146,12 +158,14 @@ class PatchReport:
         lines = [self.summary()]
         waiting: dict[str, list[str]] = {}
         for row in self.rows:
-            if row.outcome == PENDING:
+            if row.outcome == Outcome.PENDING:
                 waiting.setdefault(row.architecture, []).append(row.op)
                 continue
             lines.append(f"  {row.outcome:9}{row.site} -> {row.kernel}{_details(row)}")
         for architecture, ops in waiting.items():
-            lines.append(f"  {PENDING:9}{architecture}, when it is imported: {', '.join(ops)}")
+            lines.append(
+                f"  {Outcome.PENDING:9}{architecture}, when it is imported: {', '.join(ops)}"
+            )
         if note := newer_than_tested():
             lines.append(f"  {note}")
         return "\n".join(lines)
@@ -166,7 +180,12 @@ class PatchReport:
         table = Table(title=escape(self.summary()), title_justify="left")
         for name in ("outcome", "site", "kernel", "details"):
             table.add_column(name, overflow="fold")
-        colours = {PATCHED: "green", PENDING: "cyan", SKIPPED: "yellow", SHADOWED: "yellow"}
+        colours = {
+            Outcome.PATCHED: "green",
+            Outcome.PENDING: "cyan",
+            Outcome.SKIPPED: "yellow",
+            Outcome.SHADOWED: "yellow",
+        }
         for row in self.rows:
             site = row.site.removeprefix("transformers.models.")
             colour = colours.get(row.outcome, "")
@@ -182,5 +201,5 @@ def _details(row: Row) -> str:
         parts.append(f"{row.instances} modules of one model")
     if row.calls:
         parts.append(f"{row.served} calls served")
-        parts += [f"{count} handed back ({why})" for why, count in row.handed_back.items()]
+        parts += [f"{count} fallbacks ({why})" for why, count in row.fallbacks.items()]
     return f": {'; '.join(parts)}" if parts else ""

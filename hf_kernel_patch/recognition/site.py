@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from hf_kernel_patch.kernels import BaseKernel, Kernel
 from hf_kernel_patch.recognition.modules import compiling, hooked_everywhere
+from hf_kernel_patch.recognition.outcome import SERVED, CallOutcome, How, fallback
 
 if TYPE_CHECKING:
     from torch import nn
 
-SERVED = "served"
-#: What a call is counted as that replayed CUDA graphs.
-REPLAYED = "served by CUDA graphs"
 #: Whether calls are counted; set by ``hf_kernel_patch.count_calls``.
 counting = False
 #: Whether decoder layers decode from CUDA graphs; set by ``hf_kernel_patch.capture_decoding``.
 capturing = True
 
-Counters = list[Counter[str]]
+Counters = list[Counter[CallOutcome]]
 #: (scope or None for the module's class, name, value): a function that fused code takes the
 #: place of, and where the original would find it.
 Swallowed = tuple[Mapping[str, Any] | None, str, Any]
@@ -117,24 +115,24 @@ class Site:
             or (self._chooses and self.kernel.no_gain(*arguments))
         )
         if counting:
-            self.count(reason or SERVED, module)
+            self.count(fallback(reason) if reason else SERVED, module)
         return bool(reason)
 
     def why_not(self, *tensors: object) -> str | None:
         """Why torch's state or these tensors send a call to the original, whatever the op."""
         return self._guard(self.kernel, tensors)
 
-    def count(self, outcome: str, module: nn.Module | None = None) -> None:
+    def count(self, outcome: CallOutcome, module: nn.Module | None = None) -> None:
         """Count a call, where calls are counted; in a compiled graph when it is traced."""
         if not counting:
             return
         if self._compiling():
-            _count_traced(self._number, outcome)
+            _count_traced(self._number, outcome.how, outcome.reason)
             return
         for counter in self._counters_of(module):
             counter[outcome] += 1
 
-    def _counters_of(self, module: nn.Module) -> Iterable[Counter[str]]:
+    def _counters_of(self, module: nn.Module) -> Counters:
         if not self.modules:
             return self.counters
         if id(module) not in self.modules:
@@ -168,13 +166,13 @@ _numbers = itertools.count()
 _sites: WeakValueDictionary[int, Site] = WeakValueDictionary()
 
 
-def _count_traced(number: int, outcome: str) -> bool:
+def _count_traced(number: int, how: How, reason: str) -> bool:
     """Count a call of the site of that number, whosever it is.
 
     torch.compile calls it while it traces: a counter inside of a graph would be one of its guards.
     """
     for counter in _sites[number]._counters_of(None):
-        counter[outcome] += 1
+        counter[CallOutcome(how, reason)] += 1
     return True
 
 

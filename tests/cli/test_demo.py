@@ -89,7 +89,7 @@ def test_patched_run_of_each_model_repeats_the_losses_and_gives_everything_back(
     patched, facts = trained(replace(plan, include=include))
     assert patched == pytest.approx(eager, abs=1e-4)
     assert {row.op for row in facts["report"].patched} == {*include}
-    assert all(row.served and not row.handed_back for row in facts["report"] if _is_called(row))
+    assert all(row.served and not row.fallbacks for row in facts["report"] if _is_called(row))
     assert facts["originals"].keys() >= {row.site for row in facts["report"]}
     assert all(facts["originals"].values())
 

@@ -89,7 +89,7 @@ def step(
         "loss": output.loss.detach(),
         "gradients": {n: full(p.grad) for n, p in model.named_parameters() if p.grad is not None},
         "logits": full(output.logits.float()),  # after the backward, where all is sharded again
-        "calls": [dict(row.calls) for row in report],
+        "calls": [{str(call): n for call, n in row.calls.items()} for row in report],
     }
 
 

@@ -57,8 +57,8 @@ def test_sharded_heads_are_gathered_or_handed_back(tmp_path: Path) -> None:
     run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     found = launched([*run, "-m", "tests.distributed.sharded"], tmp_path / "sharded.json")
     served = {name: one["calls"] == [{"served": 1}] for name, one in found.items()}
-    handed_back = {name for name in served if not served[name]}
-    assert handed_back == {"head by itself", "column parallel"}
+    fallbacks = {name for name in served if not served[name]}
+    assert fallbacks == {"head by itself", "column parallel"}
     assert len(served) == 10
     for name, one in found.items():
         assert one["names"], name

@@ -107,7 +107,7 @@ def _patched(case: Case, route: str, result: Result) -> dict[str, Tensors]:
 
 def _count_fallbacks(result: Result, report: Any) -> None:
     for row in report:
-        for reason, count in row.handed_back.items():
+        for reason, count in row.fallbacks.items():
             result.fallbacks[row.op, reason] += count
 
 

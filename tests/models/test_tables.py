@@ -44,7 +44,7 @@ def test_float32_outputs_and_gradients_agree(name: str) -> None:
     hf_kernel_patch.count_calls()
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         inside = outputs_and_gradients(model)
-        assert all(not row.handed_back for row in report)
+        assert all(not row.fallbacks for row in report)
         served = {row.op for row in report if row.served}
         # Where attention and layers are whole, no norm of theirs and no rotation is left alone.
         assert served >= {*layer_ops_of(name)} - {"rope", *UNUSED.get(name, ())}

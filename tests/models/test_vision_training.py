@@ -18,7 +18,7 @@ import hf_kernel_patch
 from hf_kernel_patch.patching.report import PatchReport
 from tests.families.run import FLOOR, kernels
 from tests.models import vision
-from tests.support.probes import handed_back
+from tests.support.probes import fallbacks
 from tests.support.tiny import TRANSFORMERS_5
 
 LOSS = "linear_cross_entropy"
@@ -98,7 +98,7 @@ def test_fine_tuning_on_images_gives_the_same_losses_and_weights(name: str, tmp_
         away = float((our_changes[key] - change).norm())
         assert away <= 5e-5 * float(change.norm()) + FLOOR * total, key
     assert calls(report) == expected
-    assert handed_back(report) == Counter()
+    assert fallbacks(report) == Counter()
 
 
 class Logits(TorchDispatchMode):

@@ -106,9 +106,9 @@ def test_family_trains_as_on_the_cpu(case: Case) -> None:
     assert not far, "\n".join(far)
 
     served = {row.op for row in report if row.served and row.kernel == KERNELS[row.op]}
-    back = {(row.op, reason) for row in report for reason in row.handed_back}
+    back = {(row.op, reason) for row in report for reason in row.fallbacks}
     odd = {(op, reason) for op, reason in back if reason not in REASONS.get(op, ())}
-    assert not odd, f"handed back: {odd}"
+    assert not odd, f"fallbacks: {odd}"
     left = expected(case) - served - {op for op, _ in back}
     assert not left, f"no longer served: {left}"
     assert served

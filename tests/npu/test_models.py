@@ -150,7 +150,7 @@ def test_generated_tokens_are_the_cpus(name: str, tmp_path: Path) -> None:
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         inside = loaded(folder, "npu").generate(tokens().npu(), **options)
     assert torch.equal(inside.cpu(), on_cpu)
-    assert [row.op for row in report if row.handed_back] == ["swiglu"] * (name == "gemma2")
+    assert [row.op for row in report if row.fallbacks] == ["swiglu"] * (name == "gemma2")
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
@@ -180,7 +180,7 @@ def test_scaled_angles_are_served_and_read_once_a_forward(
     assert largest_error(inside, on_cpu) < 3e-6
     assert ran["npu_rotary_mul"] == 8
     assert ran["amax"] == 2  # of cos and of sin, for both layers, forward and backward
-    assert all(row.served and not row.handed_back for row in report)
+    assert all(row.served and not row.fallbacks for row in report)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2", "granite"])
@@ -248,6 +248,6 @@ def test_autocast_is_no_further_from_the_truth_than_eager(name: str) -> None:
             inside = one_step(model)
     ours, theirs = (sum(error(f[n], truth[n]) for n in truth) for f in (inside, eager))
     assert ours <= 1.1 * theirs
-    assert not any(row.handed_back for row in report)
+    assert not any(row.fallbacks for row in report)
     experts = [row for row in report if row.op == "moe" and "decode" not in row.site]
     assert all(row.served for row in experts)

@@ -77,7 +77,7 @@ def test_patching_before_the_model_is_moved_serves_it_once_it_is(
         model = tiny_model("llama")
         forward(model)
         assert not calls().get("npu_rms_norm")
-        assert all(list(row.handed_back) == ["a tensor is on cpu"] for row in report)
+        assert all(list(row.fallbacks) == ["a tensor is on cpu"] for row in report)
         assert not any(row.served for row in report)
         forward(model.to("npu"))
         assert all(row.served for row in report)
@@ -125,7 +125,7 @@ def test_a_layer_that_stays_on_the_cpu_falls_back_and_the_others_are_served(
     for row in report:
         if row.op != "swiglu" and "decode" not in row.site:
             assert row.served
-            assert list(row.handed_back) == ["a tensor is on cpu"]
+            assert list(row.fallbacks) == ["a tensor is on cpu"]
 
 
 def test_weights_that_accelerate_keeps_on_the_cpu_are_served_on_the_device() -> None:
@@ -139,7 +139,7 @@ def test_weights_that_accelerate_keeps_on_the_cpu_are_served_on_the_device() -> 
     assert error(inside, truth) < 1e-6
     # Experts of a list that have hooks, as transformers 4 has them, are called one by one.
     listed = not TRANSFORMERS_5
-    assert [row.op for row in report if row.handed_back] == ["moe"] * listed
+    assert [row.op for row in report if row.fallbacks] == ["moe"] * listed
     assert {row.op for row in report if row.served} >= {"rms_norm", "rope"}
     assert listed or sum(row.served for row in report if row.op == "moe") == 2
 

@@ -12,7 +12,7 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm
 from tests.support.norm_originals import EACH, F32, inputs, outcome, patched
 from tests.support.ops.interpreted import DEVICE, MARKS, here
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 from tests.support.tiny import error
 
 pytestmark = MARKS
@@ -47,7 +47,7 @@ def test_served_forward_and_backward(
             torch.compile(norm, fullgraph=True, backend="aot_eager") if compiled else norm
         )
         found = outcome(function, given)
-    assert not handed_back(report)
+    assert not fallbacks(report)
     assert served(report)
     for ours, theirs in zip(found, eager, strict=True):
         assert ours.dtype == theirs.dtype

@@ -11,7 +11,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
-from tests.support.probes import LAYERS, changed, handed_back, llama, places, served
+from tests.support.probes import LAYERS, changed, fallbacks, llama, places, served
 from tests.support.tiny import TRANSFORMERS_5, modelling, ops_of, tiny_model, tokens
 
 WHY = "torch.compile fuses the original itself"
@@ -55,7 +55,7 @@ def test_counting_costs_no_recompilation() -> None:
         for _ in range(12):  # more than the compiler puts up with
             assert torch.equal(fast(x), eager)
         assert served(report) == 0
-        assert set(handed_back(report)) <= {WHY}
+        assert set(fallbacks(report)) <= {WHY}
         norm(x)
         assert served(report) == 1
 
@@ -102,7 +102,7 @@ def test_whole_layers_compile_in_one_graph(
     with hf_kernel_patch.patched(ops, models="qwen3", strict=True) as report:
         torch.testing.assert_close(compiled(model)(tokens(), use_cache=False).logits, eager)
     assert served(report) == 0 or traceable
-    assert not traceable or not handed_back(report)
+    assert not traceable or not fallbacks(report)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -132,6 +132,6 @@ def test_a_counted_model_is_one_graph_however_often_it_is_called(
     for _ in range(10):
         fast(tokens(), use_cache=False, **options)
     assert graphs == 1
-    reasons = set(handed_back(hf_kernel_patch.status()))
+    reasons = set(fallbacks(hf_kernel_patch.status()))
     hf_kernel_patch.unpatch()
     assert reasons == ({WHY} if train else {WHY, "no labels: there is no loss"})

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hf_kernel_patch
-from tests.support.probes import LAYERS, MOE, changed, handed_back, llama, logits, places, served
+from tests.support.probes import LAYERS, MOE, changed, fallbacks, llama, logits, places, served
 from tests.support.tiny import (
     TRANSFORMERS_5,
     largest_error,
@@ -106,7 +106,7 @@ def test_a_transform_gives_the_original_s_result_and_the_reason(transform: str, 
     eager = run(function, x)
     with hf_kernel_patch.patched(op, **PATCH) as report:
         assert torch.equal(run(function, x), eager)
-        reasons = handed_back(report)
+        reasons = fallbacks(report)
         assert reasons.total() >= 1
         assert all(reason in found for found in reasons)
     assert torch.equal(run(function, x), eager)
@@ -124,7 +124,7 @@ def test_a_tensor_subclass_goes_to_the_original_and_stays_one(op: str) -> None:
         found = function(x)
         assert type(found) is type(eager) is Tagged
         assert torch.equal(found.as_subclass(torch.Tensor), eager.as_subclass(torch.Tensor))
-        assert set(handed_back(report)) == {"a tensor is a Tagged"}
+        assert set(fallbacks(report)) == {"a tensor is a Tagged"}
         assert served(report) == 0
 
 
@@ -194,7 +194,7 @@ def test_gradient_checkpointing_of_both_kinds(name: str, reentrant: bool) -> Non
         norms = sum(row.served for row in report if "norm" in row.op)
         last = 1  # outside of the layers, so not computed again
         assert (norms - last) % 2 == 0 and norms >= 9
-        assert not handed_back(report)
+        assert not fallbacks(report)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
@@ -206,7 +206,7 @@ def test_a_float64_model_is_the_original_s_bit_for_bit(name: str) -> None:
     with hf_kernel_patch.patched(layer_ops_of(name), models=name, strict=True) as report:
         assert largest_error(outputs_and_gradients(model), eager) == 0
         assert served(report) == 0
-        assert set(handed_back(report)) == {"a tensor is float64"}
+        assert set(fallbacks(report)) == {"a tensor is float64"}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
@@ -258,7 +258,7 @@ def test_experts_under_a_transform_are_the_original_s() -> None:
         pytest.skip(f"the original does not work under torch.func either: {error}")
     with hf_kernel_patch.patched(MOE, models="qwen3_moe", strict=True) as report:
         assert torch.equal(gradient(x), eager)
-        assert set(handed_back(report)) == {"a torch.func transform is active"}
+        assert set(fallbacks(report)) == {"a torch.func transform is active"}
 
 
 def test_torch_fx_traces_the_original() -> None:

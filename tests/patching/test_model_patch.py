@@ -62,7 +62,7 @@ def test_one_kernel_on_one_model_leaves_its_twin_bit_for_bit_as_it_was(
     assert row.kernel == kernel_id
     assert row.scope == "model"
     assert row.served > 0
-    assert not row.handed_back
+    assert not row.fallbacks
     assert largest_error(inside, {key: eager[key] for key in inside}) < 3e-6
     assert largest_error(outputs_and_gradients(twin), eager) == 0
     assert same(state(twin), twin_before)

@@ -229,7 +229,7 @@ def test_a_class_that_transformers_replaced_before_our_patch(patching: Any) -> N
         rows = {row.op: row for row in hf_kernel_patch.status()}
         assert rows["swiglu"].served and rows["rope"].served
         assert "rms_norm" not in rows or not rows["rms_norm"].served
-        assert rows["add_rms_norm"].handed_back == {"Other is not a norm of a known leaf": 2}
+        assert rows["add_rms_norm"].fallbacks == {"Other is not a norm of a known leaf": 2}
         hf_kernel_patch.unpatch()
         assert same(state(model), before)
         assert changed(objects) == set()

@@ -14,7 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 import hf_kernel_patch
 from hf_kernel_patch import KernelPatchWarning
-from tests.support.probes import handed_back, llama, logits, served
+from tests.support.probes import fallbacks, llama, logits, served
 from tests.support.tiny import TRANSFORMERS_5, modelling, outputs_and_gradients, tiny_model
 
 # architecture, op, where the function stands in the modelling module, reason of the fallback
@@ -66,7 +66,7 @@ def test_a_helper_that_is_replaced_later_runs_and_is_named(
     assert calls
     monkeypatch.setattr(holder, attribute, doubled)
     torch.testing.assert_close(logits(model), expected)
-    assert any(reason in why for why in handed_back(hf_kernel_patch.status()))
+    assert any(reason in why for why in fallbacks(hf_kernel_patch.status()))
     assert served(hf_kernel_patch.status()) == calls
     monkeypatch.undo()
     torch.testing.assert_close(logits(model), plain)

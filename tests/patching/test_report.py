@@ -12,23 +12,32 @@ import pytest
 
 import hf_kernel_patch
 from hf_kernel_patch import PatchReport, Row
-from hf_kernel_patch.patching.report import PATCHED, PENDING, SHADOWED, SKIPPED
-from tests.support.probes import LAYERS, NORM, ROPE, handed_back, llama, logits, served
+from hf_kernel_patch.patching.report import Outcome
+from hf_kernel_patch.recognition.outcome import SERVED, fallback
+from tests.support.probes import LAYERS, NORM, ROPE, fallbacks, llama, logits, served
 from tests.support.tiny import tiny_model
 
 ROWS = (
-    Row("llama", "m.LlamaRMSNorm.forward", "rms_norm", NORM, PATCHED),
-    Row("llama", "m.apply_rotary_pos_emb", "rope", ROPE, SKIPPED, "it has other code"),
-    Row("llama", "m.LlamaMLP.forward", "swiglu", "own", SHADOWED, "2 own list[int]"),
-    Row("gemma", "g.GemmaRMSNorm.forward", "rms_norm", NORM, PENDING),
-    Row("gemma", "g.apply_rotary_pos_emb", "rope", ROPE, PENDING),
-    Row("qwen2", "q.Qwen2RMSNorm.forward", "rms_norm", NORM, PATCHED, scope="model", instances=5),
+    Row("llama", "m.LlamaRMSNorm.forward", "rms_norm", NORM, Outcome.PATCHED),
+    Row("llama", "m.apply_rotary_pos_emb", "rope", ROPE, Outcome.SKIPPED, "it has other code"),
+    Row("llama", "m.LlamaMLP.forward", "swiglu", "own", Outcome.SHADOWED, "2 own list[int]"),
+    Row("gemma", "g.GemmaRMSNorm.forward", "rms_norm", NORM, Outcome.PENDING),
+    Row("gemma", "g.apply_rotary_pos_emb", "rope", ROPE, Outcome.PENDING),
+    Row(
+        "qwen2",
+        "q.Qwen2RMSNorm.forward",
+        "rms_norm",
+        NORM,
+        Outcome.PATCHED,
+        scope="model",
+        instances=5,
+    ),
 )
 
 
 @pytest.fixture
 def report() -> PatchReport:
-    calls = Counter({"served": 7, "a tensor is float64": 2})
+    calls = Counter({SERVED: 7, fallback("a tensor is float64"): 2})
     return PatchReport([Row(**{**vars(row), "calls": calls.copy()}) for row in ROWS])
 
 
@@ -38,7 +47,7 @@ def test_rows_are_found_by_outcome(report: PatchReport) -> None:
     assert report.patched == [rows[0], rows[2], rows[5]]
     assert report.skipped == [rows[1]]
     assert report.pending == [rows[3], rows[4]]
-    assert report.with_outcome(SHADOWED) == [rows[2]]
+    assert report.with_outcome(Outcome.SHADOWED) == [rows[2]]
 
 
 def test_json_holds_every_row(report: PatchReport) -> None:
@@ -58,7 +67,7 @@ def test_json_holds_every_row(report: PatchReport) -> None:
         "scope": "model",
         "instances": 5,
         "served": 7,
-        "handed_back": {"a tensor is float64": 2},
+        "fallbacks": {"a tensor is float64": 2},
         "graphs": {},
     }
     assert [row["outcome"] for row in data["rows"]] == [row.outcome for row in report]
@@ -69,7 +78,7 @@ def test_text_says_what_and_why(report: PatchReport) -> None:
     lines = text.splitlines()
     assert lines[0] == report.summary()
     assert lines[0].startswith("2 patched, 1 skipped, 1 shadowed, 2 pending; kernels: ")
-    assert f"m.LlamaRMSNorm.forward -> {NORM}: 7 calls served; 2 handed back (a tensor" in text
+    assert f"m.LlamaRMSNorm.forward -> {NORM}: 7 calls served; 2 fallbacks (a tensor" in text
     assert "it has other code" in text
     assert "5 modules of one model" in text
     assert lines[-1].strip() == "pending  gemma, when it is imported: rms_norm, rope"
@@ -84,7 +93,7 @@ def test_table_says_the_same(report: PatchReport) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for row in report:
         assert row.site in text
-    for words in ("it has other code", "2 own list[int]", "7 calls served", "2 handed back"):
+    for words in ("it has other code", "2 own list[int]", "7 calls served", "2 fallbacks"):
         assert words in text
 
 
@@ -131,7 +140,7 @@ def test_calls_are_counted_only_when_asked() -> None:
         hf_kernel_patch.count_calls(False)
         logits(model)
         assert served(report) == 9
-        assert not handed_back(report)
+        assert not fallbacks(report)
     logits(model)
     assert served(report) == 9
 
@@ -156,13 +165,13 @@ def test_counts_go_to_every_block_in_force() -> None:
         assert served(inner) == served(outer) == 5
 
 
-def test_calls_handed_back_are_counted_with_the_reason() -> None:
+def test_fallbacks_are_counted_with_the_reason() -> None:
     model = tiny_model("llama").double()
     hf_kernel_patch.count_calls()
     with hf_kernel_patch.patched(NORM, models="llama") as report:
         logits(model)
-        assert handed_back(report) == {"a tensor is float64": 5}
-        assert "5 handed back (a tensor is float64)" in str(report)
+        assert fallbacks(report) == {"a tensor is float64": 5}
+        assert "5 fallbacks (a tensor is float64)" in str(report)
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])

@@ -133,7 +133,7 @@ def test_an_activation_that_does_more_than_its_class_is_called(hook: str) -> Non
     with hf_kernel_patch.patched(SWIGLU, models="llama") as report:
         assert torch.equal(logits(model), eager)
         assert served(report) == 0
-        assert sum("activation" in reason for row in report for reason in row.handed_back) == 1
+        assert sum("activation" in reason for row in report for reason in row.fallbacks) == 1
 
 
 def test_hooks_removed_inside_a_block_are_no_foreign_patch() -> None:

@@ -61,7 +61,7 @@ def test_lora_trains_the_same_patched_before_or_after(name: str, moment: str) ->
     assert any("lora_A" in key for key in found)
     assert not any("norm" in key for key in found)
     assert largest_error(found, expected) < 3e-6
-    assert all(row.served and not row.handed_back for row in hf_kernel_patch.status())
+    assert all(row.served and not row.fallbacks for row in hf_kernel_patch.status())
     unpatch(wrapper)
     assert not {kind for kind in kinds(model) if "__hf_kernel_patch_application__" in vars(kind)}
     assert largest_error(outputs_and_gradients(wrapper), expected) == 0
@@ -87,7 +87,7 @@ def test_lora_on_experts_is_left_to_the_original() -> None:
     hf_kernel_patch.count_calls()
     assert largest_error(outputs_and_gradients(wrapper), expected) == 0
     (row,) = hf_kernel_patch.status()
-    assert list(row.handed_back) == ["an expert is wrapped, hooked or has a bias"]
+    assert list(row.fallbacks) == ["an expert is wrapped, hooked or has a bias"]
     unpatch()
 
 

@@ -28,7 +28,7 @@ def reasons(report: Any) -> dict[str, int]:
     """Reason -> number of calls handed back, over all rows."""
     found: dict[str, int] = {}
     for row in report:
-        for reason, count in row.handed_back.items():
+        for reason, count in row.fallbacks.items():
             found[reason] = found.get(reason, 0) + count
     return found
 
@@ -229,7 +229,7 @@ def test_an_experts_implementation_that_was_asked_for_is_kept_unless_the_op_is_n
     with hf_kernel_patch.patched(models="qwen3_moe") as report:
         model(tokens())
     row = next(row for row in report if row.site.endswith("Experts.forward"))
-    assert row.handed_back == {"experts_implementation='eager' was asked for": 2}
+    assert row.fallbacks == {"experts_implementation='eager' was asked for": 2}
     with hf_kernel_patch.patched("moe", models="qwen3_moe") as report:
         model(tokens())
     assert [row.served for row in report if row.site.endswith("Experts.forward")] == [2]

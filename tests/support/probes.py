@@ -62,11 +62,11 @@ def logits(model: Any, **options: Any) -> torch.Tensor:
         return model(tokens(), **options).logits
 
 
-def handed_back(report: PatchReport) -> Counter[str]:
+def fallbacks(report: PatchReport) -> Counter[str]:
     """Reason -> calls that the original took, over all rows of the report."""
     total: Counter[str] = Counter()
     for row in report:
-        total.update(row.handed_back)
+        total.update(row.fallbacks)
     return total
 
 

@@ -6,7 +6,6 @@ what to call instead.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
-from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.site import Counters, Site
 from hf_kernel_patch.recognition.source import innermost, original_of
 
 
@@ -50,7 +49,7 @@ def _chooser(site: Site, leaf: Leaf, holder: Any, known: Any) -> Callable[..., A
     swallowed = leaf.swallowed(innermost(known), holder)
     compiling = torch.compiler.is_compiling
 
-    def replacement(counters: list[Counter[str]]) -> Callable[..., Any]:
+    def replacement(counters: Counters) -> Callable[..., Any]:
         own = Site(site.kernel, known, site.explicit, site.options)
         own.active, own.counters, own.swallowed = True, counters, swallowed
         made = build(adapter, own)

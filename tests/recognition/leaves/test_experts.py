@@ -56,7 +56,7 @@ def test_batched_mm_that_the_user_asked_for_is_respected_and_reported() -> None:
     with hf_kernel_patch.patched(models="qwen3_moe") as report:
         model.generate(tokens(), max_new_tokens=3, do_sample=False)
     reason = "experts_implementation='batched_mm' was asked for"
-    assert set(experts_row(report).handed_back) == {reason}
+    assert set(experts_row(report).fallbacks) == {reason}
     assert not experts_row(report).served
 
 
@@ -67,7 +67,7 @@ def test_generation_is_the_same_and_served_at_every_token() -> None:
     with hf_kernel_patch.patched("moe", models="qwen3_moe", strict=True) as report:
         assert torch.equal(model.generate(tokens(), **options), plain)
     assert experts_row(report).served == 2 * 4
-    assert not experts_row(report).handed_back
+    assert not experts_row(report).fallbacks
 
 
 @takes_names
@@ -182,7 +182,7 @@ def test_experts_sharded_by_fsdp2_are_served_and_train() -> None:
             fully_shard(model, mesh=mesh)
             found = outputs_and_gradients(model)
         assert experts_row(report).served == 2
-        assert not experts_row(report).handed_back
+        assert not experts_row(report).fallbacks
         found = {name: getattr(x, "full_tensor", lambda x=x: x)() for name, x in found.items()}
         assert largest_error(found, plain) < 3e-6
     finally:

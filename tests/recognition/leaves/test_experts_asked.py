@@ -66,5 +66,5 @@ def test_what_was_asked_for_runs_where_it_can_be_seen(asked: str, when: str) -> 
         assert row.reason == TAKEN
     else:
         assert row.reason == reason
-    assert row.calls == ({"served": 2} if asked == "grouped_mm" else {reason: 2})
+    assert (row.served, row.fallbacks) == ((2, {}) if asked == "grouped_mm" else (0, {reason: 2}))
     hf_kernel_patch.unpatch(model)

@@ -16,7 +16,8 @@ from torch import nn
 from hf_kernel_patch.ops.moe import CudaFusedMoE, TorchFusedMoE
 from hf_kernel_patch.recognition import Composed, Request, composed, known, why_not
 from hf_kernel_patch.recognition.leaves import experts_gated
-from hf_kernel_patch.recognition.site import SERVED, Site
+from hf_kernel_patch.recognition.outcome import SERVED, fallback
+from hf_kernel_patch.recognition.site import Site
 from tests.support.tiny import (
     ARCHITECTURES,
     TRANSFORMERS_5,
@@ -171,7 +172,7 @@ def test_a_gate_that_is_set_later_runs(
     eager = results(kind.forward, experts)
     assert largest_error(results(forward, experts), eager) < 3e-6
     written_out = name in ("aria", "muse_spark")  # in the loop, so that it is the original's call
-    reason = {"experts with an _apply_gate of their own": 1}
+    reason = {fallback("experts with an _apply_gate of their own"): 1}
     assert calls == ({SERVED: 1} | reason if written_out else {SERVED: 2})
 
 
@@ -187,11 +188,11 @@ def test_auto_leaves_them_to_what_is_as_fast_or_was_asked_for(
     reasons = {"grouped_mm": "not measured to be faster than grouped_mm"}
     reason = reasons.get(asked, f"experts_implementation={asked!r} was asked for")
     if name == "step3p7":  # which knows nothing but its loop
-        reason = SERVED
+        reason = ""
     else:
         assert all(torch.equal(found[own], eager[own]) for own in eager)
-    assert calls == {reason: 1}
-    assert known()["moe.gated"].leaves(experts) == ("" if reason == SERVED else reason)
+    assert calls == {fallback(reason) if reason else SERVED: 1}
+    assert known()["moe.gated"].leaves(experts) == reason
 
 
 @every
@@ -203,7 +204,7 @@ def test_a_kernel_that_computes_no_gate_leaves_them(name: str, in_force: Any) ->
     eager = results(type(experts).forward, experts)
     found = results(forward, experts)
     assert all(torch.equal(found[own], eager[own]) for own in eager)
-    assert calls == {experts_gated.OWN_GATE: 1}
+    assert calls == {fallback(experts_gated.OWN_GATE): 1}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_another_layout_than_the_code_has_is_the_original_s(
     setattr(experts, attribute, value)
     found = results(forward, experts)
     assert all(torch.equal(found[own], eager[own]) for own in eager)
-    assert calls == {f"experts with {attribute}={value}": 1}
+    assert calls == {fallback(f"experts with {attribute}={value}"): 1}
 
 
 def test_a_loop_in_float32_is_the_original_s_where_it_was_asked_for(in_force: Any) -> None:
@@ -231,7 +232,7 @@ def test_a_loop_in_float32_is_the_original_s_where_it_was_asked_for(in_force: An
     eager = results(type(experts).forward, experts)
     found = results(forward, experts)
     assert all(torch.equal(found[own], eager[own]) for own in eager)
-    assert calls == {"the original computes in float32": 1}
+    assert calls == {fallback("the original computes in float32"): 1}
 
 
 def test_experts_without_routes_fail_as_before(in_force: Any) -> None:
@@ -240,7 +241,7 @@ def test_experts_without_routes_fail_as_before(in_force: Any) -> None:
     for function in (forward, type(experts).forward):
         with pytest.raises(TypeError):
             function(experts, torch.randn(3, HIDDEN))
-    assert calls == {"there are no routes": 1}
+    assert calls == {fallback("there are no routes"): 1}
 
 
 @pytest.mark.parametrize("kernel", [TorchFusedMoE, CudaFusedMoE])

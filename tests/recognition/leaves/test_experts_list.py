@@ -75,7 +75,7 @@ def test_an_expert_unlike_the_first_is_the_original_s(
     eager = model(tokens()).logits
     with hf_kernel_patch.patched("torch_fused_moe", models=name, strict=True) as report:
         assert error(model(tokens()).logits, eager) < 1e-6
-    assert [reason in found for row in report for found in row.handed_back] == [True]
+    assert [reason in found for row in report for found in row.fallbacks] == [True]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +89,7 @@ def test_somebody_s_forward_of_the_experts_class_is_run(
     eager = model(tokens()).logits
     with hf_kernel_patch.patched("torch_fused_moe", models=name, strict=True) as report:
         assert torch.equal(model(tokens()).logits, eager)
-    assert [list(row.handed_back) for row in report] == [
+    assert [list(row.fallbacks) for row in report] == [
         ["an expert is wrapped, hooked or has a bias"]
     ]
 
@@ -104,7 +104,7 @@ def test_experts_whose_own_forward_is_ours_are_served(name: str, scope: str) -> 
             hf_kernel_patch.apply_default_kernels(model, "torch_fused_swiglu,torch_fused_moe")
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6
         (row,) = [row for row in hf_kernel_patch.status() if row.op == "moe"]
-        assert row.served and not row.handed_back
+        assert row.served and not row.fallbacks
     hf_kernel_patch.unpatch(model)
 
 
@@ -144,7 +144,7 @@ def test_hooks_on_weights_are_called_for_chosen_experts_alone(
     eager = trained()
     with hf_kernel_patch.patched("torch_fused_moe", models=name, strict=True) as report:
         assert largest_error(trained(), eager) == 0
-    assert [list(row.handed_back) for row in report] == [["a hook on an expert's weight"]]
+    assert [list(row.fallbacks) for row in report] == [["a hook on an expert's weight"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,5 +170,5 @@ def test_an_optimizer_leaves_unchosen_experts_alone_as_without_a_patch(name: str
     with hf_kernel_patch.patched("torch_fused_moe", models=name, strict=True) as report:
         inside, left = trained()
     assert left == alone
-    assert all(row.served and not row.handed_back for row in report)
+    assert all(row.served and not row.fallbacks for row in report)
     assert largest_error(inside, eager) < 1e-4

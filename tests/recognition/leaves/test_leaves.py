@@ -44,7 +44,7 @@ def test_logits_are_bit_for_bit_those_of_eager_without_the_experts(
     assert all(row.served for row in report if row.site.endswith("Norm.forward"))
     rotary = [row.served for row in report if row.op == "rope"]
     assert any(rotary) or not rotary  # of DeepSeek-V3's two the config chooses one
-    assert not any(row.handed_back for row in report)
+    assert not any(row.fallbacks for row in report)
 
 
 # (arguments after sin, keyword arguments, where the heads are), in the signature of each version.

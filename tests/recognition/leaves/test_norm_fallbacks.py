@@ -9,7 +9,7 @@ import torch
 
 from tests.support.norm_originals import EACH, WIDTH, inputs, patched
 from tests.support.ops.inputs import F32
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)
@@ -36,7 +36,7 @@ def test_whole_numbers_take_the_original(name: str) -> None:
     with patched(one) as report:
         found = run()
     assert all(map(torch.equal, found, eager))
-    assert handed_back(report) == {"x is not of floating point": 3}
+    assert fallbacks(report) == {"x is not of floating point": 3}
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
@@ -129,7 +129,7 @@ def test_a_norm_that_is_replaced_later_runs(
             monkeypatch.setattr(norm, "_norm", lambda x: 2 * original(x))
         assert torch.equal(norm(*given), 2 * plain)
         assert served(report) == 1
-        assert any("_norm was replaced" in why for why in handed_back(report))
+        assert any("_norm was replaced" in why for why in fallbacks(report))
         monkeypatch.undo()
         assert torch.equal(norm(*given), plain)
         assert served(report) == 2
@@ -165,6 +165,6 @@ def test_attributes_are_read_at_each_call(
             found = norm(*given)
             eager = one.kind().forward.__wrapped__(norm, *given)
             assert torch.equal(found, eager)
-        back = sum(handed_back(report).values())
+        back = sum(fallbacks(report).values())
         assert served(report) + back == 1 + len(values)
         assert back == len({"gelu", "relu"} & set(map(str, values)))

@@ -12,7 +12,7 @@ from hf_kernel_patch import BaseKernel, registry
 from hf_kernel_patch.ops.rms_norm import TorchFusedRMSNorm
 from tests.support.norm_originals import EACH, Norm, inputs, patched
 from tests.support.ops.inputs import F32
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 
 pytestmark = pytest.mark.versions
 every = pytest.mark.parametrize("name", EACH)
@@ -76,7 +76,7 @@ def test_an_older_kernel_serves_what_it_knows(
     with patched(one, kernel.kernel_id) as report:
         assert torch.equal(norm(*given), eager)
     if needs:
-        assert f"takes no {needs}" in str(handed_back(report))
+        assert f"takes no {needs}" in str(fallbacks(report))
     assert served(report) == (not needs)
 
 

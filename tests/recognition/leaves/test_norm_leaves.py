@@ -9,7 +9,7 @@ import transformers
 import hf_kernel_patch
 from tests.support.norm_originals import EACH, WIDTH, inputs, outcome, patched
 from tests.support.ops.inputs import BF16, F16, F32, draw
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 from tests.support.tiny import error
 
 pytestmark = pytest.mark.versions
@@ -121,4 +121,4 @@ def test_a_t5_in_half_precision_whose_wo_is_kept_in_float32() -> None:
     assert torch.equal(found[0], eager[0])
     assert max(map(error, found, eager)) < 3e-2
     assert served(report) == 12
-    assert not handed_back(report)
+    assert not fallbacks(report)

@@ -14,7 +14,7 @@ from hf_kernel_patch.ops.rope.torch import rope
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.leaves.rotary import why_not_plain
-from hf_kernel_patch.recognition.site import SERVED
+from hf_kernel_patch.recognition.outcome import SERVED, fallback
 from tests.recognition.leaves.rotary import (
     EVERY,
     Place,
@@ -22,7 +22,7 @@ from tests.recognition.leaves.rotary import (
     place_of,
     serving,
 )
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 
 pytestmark = pytest.mark.versions
 
@@ -70,7 +70,7 @@ def test_angles_of_other_dimensions_go_back() -> None:
     function, calls = serving(place)
     given = of_every_head(*inputs(place))
     assert all(map(torch.equal, function(*given), place.original(*given)))
-    assert calls == {"cos and sin are not of two dimensions": 1}
+    assert calls == {fallback("cos and sin are not of two dimensions"): 1}
 
 
 @pytest.mark.parametrize("more", [(1, False), (0, True)])
@@ -81,7 +81,7 @@ def test_tokens_that_k_alone_has_go_back(more: tuple[int, bool]) -> None:
     k = torch.cat((k, k[:, :, :1] if more[0] else k), dim=-2)
     given = q, k, cos[None], sin[None], *more
     assert all(map(torch.equal, function(*given), place.original(*given)))
-    assert calls == {"k has other tokens than q": 1}
+    assert calls == {fallback("k has other tokens than q"): 1}
 
 
 def test_a_prefix_that_q_alone_has_goes_back() -> None:
@@ -109,7 +109,7 @@ class Older(BaseKernel):
     function = six
 
 
-OLDER = "older takes no pairs, angles and upcast, nor q alone"
+OLDER = fallback("older takes no pairs, angles and upcast, nor q alone")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ OLDER = "older takes no pairs, angles and upcast, nor q alone"
         ("modernbert", OLDER),
     ],
 )
-def test_a_kernel_that_knows_six_arguments_serves_what_they_say(family: str, outcome: str) -> None:
+def test_a_kernel_that_knows_six_arguments_serves_what_they_say(family: str, outcome: Any) -> None:
     place = place_of(family)
     function, calls = serving(place, Older)
     given = inputs(place)
@@ -181,7 +181,7 @@ def test_a_helper_that_is_replaced_later_runs(
         expected = original(*given)
         assert all(map(torch.equal, getattr(module, place.function)(*given), expected))
         assert not served(report)
-        assert any(f"{helper} was replaced by" in why for why in handed_back(report))
+        assert any(f"{helper} was replaced by" in why for why in fallbacks(report))
         monkeypatch.undo()
         getattr(module, place.function)(*given)
         assert served(report) == 1

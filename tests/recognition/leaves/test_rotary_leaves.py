@@ -13,7 +13,7 @@ import torch
 from hf_kernel_patch.ops.rope import CudaFusedRoPE
 from hf_kernel_patch.recognition import Leaf, known
 from hf_kernel_patch.recognition import site as sites
-from hf_kernel_patch.recognition.site import SERVED
+from hf_kernel_patch.recognition.outcome import SERVED
 from hf_kernel_patch.recognition.source import innermost
 from tests.recognition.leaves.rotary import (
     BF16,

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoModel
 
 import hf_kernel_patch
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 
 pytestmark = pytest.mark.versions
 
@@ -154,6 +154,6 @@ def check(step: Callable[[], list[torch.Tensor]], patch: Callable[[], None], cal
     assert torch.equal(states, eager)
     for one, other in zip(grads, eager_grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert not handed_back(report)
+    assert not fallbacks(report)
     assert served(report) == calls
     assert torch.equal(step()[0], eager)

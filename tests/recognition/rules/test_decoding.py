@@ -20,8 +20,8 @@ import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.ops import graphs
 from hf_kernel_patch.ops.add_rms_norm import TorchFusedAddRMSNorm
+from hf_kernel_patch.recognition.outcome import How
 from hf_kernel_patch.recognition.rules.decoding import layers as decoding
-from hf_kernel_patch.recognition.site import REPLAYED
 from hf_kernel_patch.recognition.wrappers import innermost_of
 from tests.recognition.rules.plain_graphs import Graphs
 from tests.support.tiny import TRANSFORMERS_5, having, layer_ops_of, modelling, tiny_model, tokens
@@ -76,11 +76,11 @@ def where(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Where]:
 
 
 def counts(report: Any) -> dict[str, int]:
-    return {k: n for row in report if row.op == "add_rms_norm" for k, n in row.calls.items()}
+    return {str(k): n for row in report if row.op == "add_rms_norm" for k, n in row.calls.items()}
 
 
 def replays(report: Any) -> int:
-    return counts(report).get(REPLAYED, 0)
+    return counts(report).get(How.REPLAYED, 0)
 
 
 def reasons(report: Any) -> set[str]:

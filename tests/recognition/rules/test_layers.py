@@ -22,7 +22,7 @@ ADD, HEADS = "torch_fused_add_rmsnorm", "torch_fused_qk_norm_rope"
 
 
 def reasons(report: Any, op: str) -> set[str]:
-    return {reason for row in report if row.op == op for reason in row.handed_back}
+    return {reason for row in report if row.op == op for reason in row.fallbacks}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -42,7 +42,7 @@ def test_a_layer_is_bit_for_bit_the_original_s(name: str, kernel: str, dtype: to
     (row,) = report
     patched = row.site.split(".")[-2]
     sites = [module for module in model.modules() if type(module).__name__ == patched]
-    assert row.served == len(sites) >= 1 and not row.handed_back
+    assert row.served == len(sites) >= 1 and not row.fallbacks
 
 
 @pytest.mark.parametrize("name", having("add_rms_norm"))

@@ -38,7 +38,7 @@ def patched(name: str) -> Any:
 
 def served(report: Any) -> dict[str, int]:
     """op -> calls that were served; there were no others."""
-    assert not any(row.handed_back for row in report), report
+    assert not any(row.fallbacks for row in report), report
     return {row.op: row.served for row in report}
 
 
@@ -135,7 +135,7 @@ def test_norms_that_are_not_asked_for_are_not_there(table: str) -> None:
     with patched(table) as report:
         assert largest_error(outputs_and_gradients(model), eager) < 3e-6
         (row,) = [one for one in report if one.op == "qk_norm_rope"]
-        assert row.handed_back == {"the norms of q and k are not asked for": 2}
+        assert row.fallbacks == {"the norms of q and k are not asked for": 2}
         assert row.served == 0
 
 
@@ -161,7 +161,7 @@ def test_a_hook_on_a_norm_sees_what_it_always_sees(table: str) -> None:
     with patched(table) as report:
         assert torch.equal(model(tokens()).logits, eager)
         (row,) = [one for one in report if one.op == "qk_norm_rope"]
-        assert set(row.handed_back) == {"a hook on the norm needs the original"}
+        assert set(row.fallbacks) == {"a hook on the norm needs the original"}
     assert [name for name, *_ in seen] == [name for name, *_ in before] == ["q_norm", "k_norm"] * 2
     for (_, *found), (_, *wanted) in zip(seen, before):
         assert all(map(torch.equal, found, wanted))

@@ -21,8 +21,8 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.recognition import Request, composed, known, why_not
 from hf_kernel_patch.recognition.edits import edited
 from hf_kernel_patch.recognition.known import Rule
+from hf_kernel_patch.recognition.outcome import SERVED, fallback
 from hf_kernel_patch.recognition.rules.leaf_call import leaf_call
-from hf_kernel_patch.recognition.site import SERVED
 from tests.recognition.rules.near_misses import spellings
 
 RULES = ("residual_norm", "gated_product", "qk_norm_rope", "head_loss", "leaf_call")
@@ -146,8 +146,8 @@ def test_a_spelling_is_rewritten_and_runs_as_before(rule: str, name: str) -> Non
         site.release()
     for one, other in zip(fused, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    fallback = re.search(r"# <= (.*)", inspect.getsource(original))
-    assert set(calls) == {fallback[1] if fallback else SERVED}
+    reason = re.search(r"# <= (.*)", inspect.getsource(original))
+    assert set(calls) == {fallback(reason[1]) if reason else SERVED}
     assert len(inspect.getsource(made.function).splitlines()) == len(
         inspect.getsource(original).splitlines()
     )

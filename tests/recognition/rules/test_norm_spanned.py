@@ -12,8 +12,9 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.recognition.leaves.norms import norm_arguments, norm_of, norms_in
+from hf_kernel_patch.recognition.outcome import SERVED, fallback
 from hf_kernel_patch.recognition.rules.residual_norm import serve
-from hf_kernel_patch.recognition.site import SERVED, Site
+from hf_kernel_patch.recognition.site import Site
 from tests.support.norm_originals import EACH, EPS, WIDTH, Norm
 from tests.support.ops.inputs import draw
 from tests.support.tiny import modelling
@@ -87,7 +88,7 @@ def test_norms_of_a_layer_with_and_without_a_scale(scale: bool) -> None:
     found = add_rms_norm(torch.nn.Module(), norm, x, y)
     site.release()
     assert torch.equal(found[1], norm(x + y))
-    assert calls == ({SERVED: 1} if scale else {"the norm has no weight": 1})
+    assert calls == ({SERVED: 1} if scale else {fallback("the norm has no weight"): 1})
 
 
 def test_whole_numbers_are_added_by_the_original() -> None:

@@ -19,10 +19,11 @@ from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.recognition.modules import hooked_everywhere
+from hf_kernel_patch.recognition.outcome import REPLAYED, CallOutcome, How
 from hf_kernel_patch.recognition.rules.decoding.parts import Parts, collecting
 from hf_kernel_patch.recognition.rules.decoding.program import Program, program_of
 from hf_kernel_patch.recognition.segments import CannotCut, Segment
-from hf_kernel_patch.recognition.site import REPLAYED, Site
+from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import made_by_us
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ KINDS = 1024
 CHANGES, REPLAYS_BETWEEN = 2, 64
 #: Types that a key may hold by value.
 _PLAIN = (type(None), bool, int, float, str)
-_WITHOUT = "served without CUDA graphs: "
 
 
 def _cuda() -> Any:
@@ -124,7 +124,7 @@ class _Layer:
         self._captured.clear()
         made = _program(layer, self._site, self._name, self._programs)
         if isinstance(made, str):
-            self._why_not = f"{_WITHOUT}{made}"
+            self._why_not = made
             self._parts = Parts(layer)
             return
         self._program = made
@@ -138,7 +138,7 @@ class _Layer:
             found = self._ready(layer, given)
         if found is None:
             if self._why_not is not None:
-                self._site.count(self._why_not, layer)
+                self._site.count(_without_graphs(self._why_not), layer)
             return None
         values, graphs = found
         if graphs is None:
@@ -148,7 +148,8 @@ class _Layer:
         slots, function = graphs.attend
         values += function(*[values[slot] for slot in slots])
         if not graphs.after.fits(values):
-            self._site.count(f"{_WITHOUT}its attention gives other shapes than before", layer)
+            reason = "its attention gives other shapes than before"
+            self._site.count(_without_graphs(reason), layer)
             return _result(graphs.eager, values)
         with self._lock:
             graphs.after.replay(values)
@@ -167,7 +168,7 @@ class _Layer:
             self._replays = 0
             self._look_at(layer)
             if self._changes > CHANGES:
-                self._why_not = f"{_WITHOUT}the layer's modules or weights keep changing"
+                self._why_not = "the layer's modules or weights keep changing"
         if self._why_not is not None:
             return None
         values = [*given, *self._program.hand_over(*given)]
@@ -176,7 +177,7 @@ class _Layer:
             self._replays += 1
             return values, graphs
         if len(self._calls) > KINDS:
-            self._why_not = f"{_WITHOUT}every call is of another kind"
+            self._why_not = "every call is of another kind"
             return None
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] <= CALLS_BEFORE or len(self._captured) >= BATCHES:
@@ -206,13 +207,13 @@ class _Layer:
 
         program: Program = self._program
         if why_not := self._parts.why_not():
-            self._why_not = f"{_WITHOUT}{why_not}"
+            self._why_not = why_not
             return None
         middle, after, ending = program.middle, program.after, (program.mlp, program.tail)
         later = needed([middle, *after, *ending])
         before = self._block(program.before, program.slots, values, later)
         if isinstance(before, str):
-            self._why_not = f"{_WITHOUT}{before}"
+            self._why_not = before
             return None
         block, slots = before
         block.replay(values)
@@ -226,7 +227,7 @@ class _Layer:
             if not isinstance(found, str):
                 break
         else:
-            self._why_not = f"{_WITHOUT}{found}"
+            self._why_not = str(found)
             return _result(eager, values), None
         found[0].replay(values)
         last, _ = steps(rest, found[1], len(values))
@@ -285,3 +286,7 @@ def _inputs(program: Program) -> list[int]:
 
     names = [name for name in needed(program.before) if not name.endswith(".self")]
     return [program.slots[name] for name in names]
+
+
+def _without_graphs(reason: str) -> CallOutcome:
+    return CallOutcome(How.NOT_REPLAYED, reason)

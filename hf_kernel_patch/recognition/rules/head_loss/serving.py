@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.modules import compiling
+from hf_kernel_patch.recognition.outcome import fallback
 from hf_kernel_patch.recognition.rules.head_loss.arguments import given_to_loss
 from hf_kernel_patch.recognition.rules.head_loss.head import Loss, why_not_head
 from hf_kernel_patch.recognition.rules.head_loss.known_modules import plain_head, plain_steps
@@ -50,7 +51,7 @@ class _Serving:
             return head(hidden)
         why_not = _why_not(model, labels)
         if why_not is not None:
-            self.site.count(why_not, model)
+            self.site.count(fallback(why_not), model)
             return head(hidden)
         return Logits(plain_head(head), hidden, self.steps)
 

@@ -59,7 +59,7 @@ def test_every_option_gives_what_the_original_gives(name: str, option: str) -> N
         inside = run(model, **OPTIONS[option]())
     agree(inside, eager)
     assert sum(row.served for row in report) == 1
-    assert not any(row.handed_back for row in report)
+    assert not any(row.fallbacks for row in report)
 
 
 @pytest.mark.parametrize("name", having("linear_cross_entropy"))
@@ -208,6 +208,6 @@ def test_code_of_the_loss_that_is_not_known_is_not_replaced(
         monkeypatch.setattr(loss_utils, "fixed_cross_entropy", fixed_cross_entropy)
         inside = model(tokens(), labels=tokens())
     assert torch.equal(inside.loss, model(tokens(), labels=tokens()).loss)
-    assert [set(row.handed_back) for row in report] == [
+    assert [set(row.fallbacks) for row in report] == [
         {"fixed_cross_entropy of transformers was replaced"}
     ]

@@ -168,10 +168,10 @@ def test_each_way_of_writing_it_trains_as_eager_does(
     trained = [n for n in calls if n not in ("no labels", "evaluation") and "loss" in eager[n]]
     (row,) = report
     if reason:
-        assert row.handed_back[reason] >= len(trained)
+        assert row.fallbacks[reason] >= len(trained)
     else:
         assert row.served == len(trained) >= 3
-        assert set(row.handed_back) <= {
+        assert set(row.fallbacks) <= {
             "no labels: there is no loss",
             "evaluation: the logits are wanted",
         }

@@ -17,7 +17,7 @@ from hf_kernel_patch import registry
 from hf_kernel_patch.kernels import register_kernel
 from hf_kernel_patch.ops.linear_cross_entropy import CudaFusedLinearCrossEntropy
 from tests.recognition.rules.head_loss.steps import agree, labels, run
-from tests.support.probes import handed_back, served
+from tests.support.probes import fallbacks, served
 from tests.support.tiny import TRANSFORMERS_5, tiny_model, tokens
 
 LOSS = "linear_cross_entropy"
@@ -123,8 +123,8 @@ def test_every_owner_of_the_head_is_heard(owner: str) -> None:
         inside = run(model, **options)
     agree(inside, eager)
     assert served(report) == (not reason)
-    assert all(reason in found for found in handed_back(report))
-    assert bool(handed_back(report)) == bool(reason)
+    assert all(reason in found for found in fallbacks(report))
+    assert bool(fallbacks(report)) == bool(reason)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
@@ -149,7 +149,7 @@ def test_linear_layers_with_a_foreign_forward_keep_it(monkeypatch: pytest.Monkey
     hf_kernel_patch.count_calls()
     with hf_kernel_patch.patched(LOSS, models="llama", strict=True) as report:
         agree(run(model, labels=labels()), eager)
-    assert set(handed_back(report)) == {f"the forward of all linear layers is {__name__}'s"}
+    assert set(fallbacks(report)) == {f"the forward of all linear layers is {__name__}'s"}
 
 
 @pytest.mark.skipif(not TRANSFORMERS_5, reason="transformers 4 asks meta for its autocast too")
@@ -204,7 +204,7 @@ def test_a_whole_step_compiles_into_one_graph_and_its_logits_are_lazy(name: str,
         strict=True,
     ):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    assert handed_back(report) == Counter()
+    assert fallbacks(report) == Counter()
 
 
 def test_logits_are_read_within_a_compiled_step(here: str) -> None:
@@ -268,4 +268,4 @@ def test_torch_compile_sees_the_original_of_the_plain_kernel() -> None:
         inside = compiled(tokens(), labels=labels(), use_cache=False)
     assert torch.equal(inside.loss, eager.loss)
     assert torch.equal(inside.logits, eager.logits)
-    assert set(handed_back(report)) == {"torch.compile fuses the original itself"}
+    assert set(fallbacks(report)) == {"torch.compile fuses the original itself"}
