@@ -58,21 +58,27 @@ def differentiable(
 
 def eager_gradients(
     function: Callable[..., Any],
-    tensors: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor | None],
+    gradients: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
     """Gradients of ``function(*tensors)`` through plain autograd, themselves differentiable.
+
+    A tensor may be None, and so may the gradient of an output that nothing came back for.
 
     A backward written by hand calls this when gradients of gradients are asked for, that is while
     ``torch.is_grad_enabled()`` in the backward.
     """
     with torch.enable_grad():
         # Views, so that a tensor given twice, or one computed from another, is its own variable.
-        tensors = [tensor.view_as(tensor) for tensor in tensors]
+        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
         outputs = function(*tensors)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    wanted = [tensor for tensor in tensors if tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(outputs, wanted, gradients, create_graph=True, allow_unused=True)
-    )
-    return [next(found) if tensor.requires_grad else None for tensor in tensors]
+    pairs = zip(outputs, gradients, strict=True)
+    used = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
+    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    if not used or not wanted:
+        return [None] * len(tensors)
+    outputs, gradients = zip(*used, strict=True)
+    found = torch.autograd.grad(outputs, wanted, gradients, create_graph=True, allow_unused=True)
+    by_id = dict(zip(map(id, wanted), found, strict=True))
+    return [by_id.get(id(tensor)) for tensor in tensors]

@@ -12,6 +12,7 @@ import torch
 from torch.func import functional_call
 
 from hf_kernel_patch.ops.qk_norm_rope import CudaFusedQKNormRoPE
+from hf_kernel_patch.ops.qk_norm_rope.reference import qk_norm_rope
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
 from tests.support.ops.checks import (
     BF16,
@@ -112,3 +113,15 @@ def test_the_operator_s_results_are_cast(length: int) -> None:
     torch.library.opcheck(operator.default, (*given, cast))
     assert {x.dtype for x in operator(*given, cast)} == {F16}
     assert {x.dtype for x in operator(*given)} == {F32}
+
+
+def test_gradients_of_gradients_where_only_one_result_has_a_graph() -> None:
+    kernel = here(CudaFusedQKNormRoPE)
+    (q, k, *rest), _ = case("llama", DTYPES[0], length=2).inputs("cuda" if GPU else "cpu")
+    rest = [one.detach() if isinstance(one, torch.Tensor) else one for one in rest]
+    second = []
+    for function in (kernel.load(), qk_norm_rope):
+        out = function(q, k.detach(), *rest)[0]
+        (first,) = torch.autograd.grad((out * out).sum(), q, create_graph=True)
+        second.append(torch.autograd.grad((first * first).sum(), q)[0])
+    torch.testing.assert_close(*second)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.fused import Backward, fused_op
 from hf_kernel_patch.ops.heads.triton import (
     empty,
     plain_angles,
@@ -33,8 +34,9 @@ SUM_COLUMNS = 32
 SUM_ROWS = 64
 
 _TENSORS = "Tensor q, Tensor k, Tensor q_weight, Tensor k_weight"
-_OPTIONS = "float eps, Tensor cos, Tensor sin, int unsqueeze_dim, float offset, bool cast_first"
-_LAST, _DEFAULTS = "bool cast=False, int pairs=0, int angles=0", (False, IN_HALVES, IN_HALVES)
+_ANGLES = "Tensor cos, Tensor sin"
+_OPTIONS = "int unsqueeze_dim, float offset, bool cast_first"
+_LAST = "bool cast=False, int pairs=0, int angles=0"
 #: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, and of the angles.
 _PLACES = {
     (HALVES, ELEMENTS): (IN_HALVES, IN_HALVES),
@@ -88,15 +90,15 @@ def _results(
     k: torch.Tensor,
     q_weight: torch.Tensor,
     k_weight: torch.Tensor,
-    eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    eps: float,
     unsqueeze_dim: int,
     offset: float,
     cast_first: bool,
-    cast: bool = False,
-    pairs: int = IN_HALVES,
-    angles: int = IN_HALVES,
+    cast: bool,
+    pairs: int,
+    angles: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """New tensors for the results, the heads of a token next to each other in memory."""
     batch, tokens, q_heads, size = q.shape
@@ -117,18 +119,18 @@ def _forward(
     k: torch.Tensor,
     q_weight: torch.Tensor,
     k_weight: torch.Tensor,
-    eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    eps: float,
     unsqueeze_dim: int,
     offset: float,
     cast_first: bool,
-    cast: bool = False,
-    pairs: int = IN_HALVES,
-    angles: int = IN_HALVES,
+    cast: bool,
+    pairs: int,
+    angles: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    options = unsqueeze_dim, offset, cast_first, cast
-    q_out, k_out = _results(q, k, q_weight, k_weight, eps, cos, sin, *options)
+    options = unsqueeze_dim, offset, cast_first, cast, pairs, angles
+    q_out, k_out = _results(q, k, q_weight, k_weight, cos, sin, eps, *options)
     batch, tokens, q_heads, size = q.shape
     if not batch * tokens:
         return q_out, k_out
@@ -161,17 +163,19 @@ def _backward(
     k: torch.Tensor,
     q_weight: torch.Tensor,
     k_weight: torch.Tensor,
-    eps: float,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    eps: float,
     unsqueeze_dim: int,
     offset: float,
     cast_first: bool,
+    cast: bool,
     pairs: int,
     angles: int,
-    weights: bool,
+    needed: Sequence[bool],
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of q and k, dense, and of their weights, which are zeros without ``weights``."""
+    """Gradients of q and k, dense, and of their weights, which are zeros if neither is needed."""
+    weights = needed[2] or needed[3]
     dq, dk, q_grad, k_grad = found = _gradients(q, k, q_weight, k_weight)
     batch, tokens, q_heads, size = q.shape
     if not weights or not batch * tokens:
@@ -201,70 +205,29 @@ def _backward(
     return found
 
 
-_operator = torch.library.custom_op(
-    "hf_kernel_patch::qk_norm_rope",
+def _plain(
+    q: Any, k: Any, q_weight: Any, k_weight: Any, cos: Any, sin: Any, eps: float, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    *options, pairs, angles = rest
+    named = next(names for names, places in _PLACES.items() if places == (pairs, angles))
+    arguments: Any = q, k, q_weight, k_weight, eps, cos, sin, *options, False, *named
+    return reference.qk_norm_rope(*arguments)
+
+
+_operator, _apply = fused_op(
+    "qk_norm_rope",
+    f"({_TENSORS}, float eps, {_ANGLES}, {_OPTIONS}, {_LAST}) -> (Tensor, Tensor)",
     _forward,
-    mutates_args=(),
-    schema=f"({_TENSORS}, {_OPTIONS}, {_LAST}) -> (Tensor, Tensor)",
+    _results,
+    Backward(
+        f"(Tensor grad_q, Tensor grad_k, {_TENSORS}, {_ANGLES}, float eps, {_OPTIONS}, "
+        "bool cast, int pairs, int angles, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)",
+        _backward,
+        lambda *inputs: _gradients(*inputs[2:6]),
+        _plain,
+    ),
+    depends=((0, 2), (1, 3)),
 )
-_operator.register_fake(_results)
-_backward_operator = torch.library.custom_op(
-    "hf_kernel_patch::qk_norm_rope_backward",
-    _backward,
-    mutates_args=(),
-    schema=f"(Tensor grad_q, Tensor grad_k, {_TENSORS}, {_OPTIONS}, int pairs, int angles, "
-    "bool weights) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-_backward_operator.register_fake(lambda *inputs: _gradients(*inputs[2:6]))
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    q, k, q_weight, k_weight, eps, cos, sin, *options = inputs
-    ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin)
-    # cast, pairs and angles may be left out of a call of the operator.
-    ctx.eps, ctx.options = eps, (*options, *_DEFAULTS[len(options) - 3 :])
-
-
-def _differentiate(backward: Any, ctx: Any, grads: tuple[torch.Tensor, ...]) -> Any:
-    """The gradients of the thirteen inputs, by ``_backward`` or its operator."""
-    *leaves, cos, sin = ctx.saved_tensors
-    *options, _, pairs, angles = ctx.options
-    needed = ctx.needs_input_grad[:4]
-    places = pairs, angles, needed[2] or needed[3]
-    found = backward(*grads, *leaves, ctx.eps, cos, sin, *options, *places)
-    return *(grad if need else None for grad, need in zip(found, needed)), *[None] * 9
-
-
-_operator.register_autograd(
-    lambda ctx, *grads: _differentiate(_backward_operator, ctx, grads), setup_context=_remember
-)
-
-
-class _QKNormRoPE(torch.autograd.Function):
-    """The operator without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        _remember(ctx, inputs, None)
-        found = _forward(*inputs)
-        q, k, q_weight, k_weight = ctx.needs_input_grad[:4]
-        needed = q or q_weight, k or k_weight
-        ctx.mark_non_differentiable(*(out for out, need in zip(found, needed) if not need))
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        if not torch.is_grad_enabled():
-            return _differentiate(_backward, ctx, grads)
-        *leaves, cos, sin = ctx.saved_tensors
-        *options, pairs, angles = ctx.options
-        named = next(names for names, at in _PLACES.items() if at == (pairs, angles))
-
-        def eager(q: Any, k: Any, q_weight: Any, k_weight: Any) -> Any:
-            given: Any = q, k, q_weight, k_weight, ctx.eps, cos, sin, *options, False, *named
-            return reference.qk_norm_rope(*given)
-
-        return *eager_gradients(eager, leaves, grads), *[None] * 9
 
 
 def qk_norm_rope(
@@ -289,10 +252,9 @@ def qk_norm_rope(
     and the rotation once. The results are dense, the heads of a token side by side in memory.
     """
     options = unsqueeze_dim, offset, cast_first, cast, *_PLACES[pairs, angles]
-    arguments = q, k, q_weight, k_weight, eps, cos, sin, *options
     if torch.compiler.is_compiling():
-        return _operator(*arguments)
-    leaves = arguments[:4]
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
-        return _QKNormRoPE.apply(*arguments)
-    return _forward(*arguments)
+        return _operator(q, k, q_weight, k_weight, eps, cos, sin, *options)
+    tracked = q.requires_grad or k.requires_grad or q_weight.requires_grad or k_weight.requires_grad
+    if tracked and torch.is_grad_enabled():
+        return _apply((eps, *options), q, k, q_weight, k_weight, cos, sin)
+    return _forward(q, k, q_weight, k_weight, cos, sin, eps, *options)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_kernel_patch.ops.fused import fused_op
 from hf_kernel_patch.ops.heads.triton import (
     empty,
     inner,
@@ -106,17 +107,6 @@ def _rotate(
     return q_out, k_out
 
 
-_operator = torch.library.custom_op(
-    "hf_kernel_patch::rope",
-    _rotate,
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim, ScalarType q_dtype, "
-    "ScalarType k_dtype, bool inner_out, bool back, int read, int written, int angles) "
-    "-> (Tensor, Tensor)",
-)
-
-
-@_operator.register_fake
 def _fake(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -136,53 +126,34 @@ def _fake(
     )
 
 
-def _transposed(q: torch.Tensor, k: torch.Tensor, options: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The options of the backward: what it reads lies as the results, what it writes as q."""
+def _save(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
+    """Keep the angles, not q and k, as the map is linear; its transpose is the op itself.
+
+    What that reads lies as the results, what it writes as q.
+    """
+    q, k, cos, sin = tensors
     unsqueeze_dim, _, _, _, back, read, written, angles = options
-    lie = inner(q, unsqueeze_dim)
-    return unsqueeze_dim, q.dtype, k.dtype, lie, not back, written, read, angles
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Keep what the backward needs: the angles, not q and k, as the map is linear."""
-    q, k, cos, sin, *options = inputs
     ctx.save_for_backward(cos, sin)
-    ctx.options = _transposed(q, k, tuple(options))
+    lie = inner(q, unsqueeze_dim)
+    ctx.options = unsqueeze_dim, q.dtype, k.dtype, lie, not back, written, read, angles
 
 
-def _operator_backward(ctx: Any, *grads: torch.Tensor) -> Any:
-    return *_operator(*grads, *ctx.saved_tensors, *ctx.options), *[None] * 10
+def _differentiate(ctx: Any, grads: Any, needed: Any, backward: Any) -> Any:
+    return backward(*grads, *ctx.saved_tensors, *ctx.options)
 
 
-_operator.register_autograd(_operator_backward, setup_context=_remember)
-
-
-class _RoPE(torch.autograd.Function):
-    """The operator without the dispatcher."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        options: tuple[Any, ...],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(cos, sin)
-        ctx.options = _transposed(q, k, options)
-        found = _rotate(q, k, cos, sin, *options)
-        frozen = [out for out, need in zip(found, ctx.needs_input_grad[:2]) if not need]
-        ctx.mark_non_differentiable(*frozen)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        if torch.is_grad_enabled():
-            found = _RoPE.apply(*grads, *ctx.saved_tensors, ctx.options)
-        else:
-            found = _rotate(*grads, *ctx.saved_tensors, *ctx.options)
-        return *found, None, None, None
+_operator, _apply = fused_op(
+    "rope",
+    "(Tensor q, Tensor k, Tensor cos, Tensor sin, int unsqueeze_dim, ScalarType q_dtype, "
+    "ScalarType k_dtype, bool inner_out, bool back, int read, int written, int angles) "
+    "-> (Tensor, Tensor)",
+    _rotate,
+    _fake,
+    None,
+    save=_save,
+    differentiate=_differentiate,
+    depends=((0,), (1,)),
+)
 
 
 def rope(
@@ -220,5 +191,5 @@ def rope(
     if torch.compiler.is_compiling():
         return _operator(q, k, cos, sin, *options)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        return _RoPE.apply(q, k, cos, sin, options)
+        return _apply(options, q, k, cos, sin)
     return _rotate(q, k, cos, sin, *options)

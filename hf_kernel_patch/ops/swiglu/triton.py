@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.fused import Backward, fused_op
 from hf_kernel_patch.ops.launch import Launch, launcher
 from hf_kernel_patch.ops.swiglu import reference
 from hf_kernel_patch.ops.swiglu.reference import activate
@@ -188,7 +188,7 @@ def _forward(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Ten
 
 
 def _backward(
-    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, activation: str, needed: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     found = _gradients(gate, up)
     _launch(_backward_kernel, (grad, gate, up), found, CODES[activation])
@@ -201,51 +201,19 @@ def _gradients(gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torc
     return torch.empty(gate.shape, **options), torch.empty(up.shape, **options)
 
 
-_operator = torch.library.custom_op(
-    "hf_kernel_patch::swiglu",
+_INPUTS = "Tensor gate, Tensor up, str activation"
+_operator, _apply = fused_op(
+    "swiglu",
+    f"({_INPUTS}) -> Tensor",
     _forward,
-    mutates_args=(),
-    schema="(Tensor gate, Tensor up, str activation) -> Tensor",
+    lambda gate, up, activation: _gradients(gate, up)[0],
+    Backward(
+        f"(Tensor grad, {_INPUTS}, bool[] needed) -> (Tensor, Tensor)",
+        _backward,
+        lambda grad, gate, up, activation, needed: _gradients(gate, up),
+        reference.swiglu,
+    ),
 )
-_operator.register_fake(lambda gate, up, activation: _gradients(gate, up)[0])
-_backward_operator = torch.library.custom_op(
-    "hf_kernel_patch::swiglu_backward",
-    _backward,
-    mutates_args=(),
-    schema="(Tensor grad, Tensor gate, Tensor up, str activation) -> (Tensor, Tensor)",
-)
-_backward_operator.register_fake(lambda grad, gate, up, activation: _gradients(gate, up))
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    gate, up, ctx.activation = inputs
-    ctx.save_for_backward(gate, up)
-
-
-_operator.register_autograd(
-    lambda ctx, grad: (*_backward_operator(grad, *ctx.saved_tensors, ctx.activation), None),
-    setup_context=_remember,
-)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """The operator without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
-        _remember(ctx, inputs, None)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        gate, up = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return *_backward(grad, gate, up, ctx.activation), None
-
-        def eager(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-            return reference.swiglu(gate, up, ctx.activation)
-
-        return *eager_gradients(eager, (gate, up), (grad,)), None
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
@@ -256,7 +224,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> to
     if torch.compiler.is_compiling():
         return _operator(gate, up, activation)
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
-        return _SwiGLU.apply(gate, up, activation)
+        return _apply((activation,), gate, up)
     if gate.numel() <= SMALL:
         return activate(gate, activation).mul_(up)
     return _forward(gate, up, activation)
