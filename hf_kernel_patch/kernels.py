@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
@@ -14,6 +17,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 M = TypeVar("M", bound="nn.Module")
+
+
+@dataclass(frozen=True)
+class Op:
+    """What all kernels of an op have in common, declared once.
+
+    ``why_not`` takes the op's arguments and says why no kernel can take such a call, or returns
+    None. Its keywords beside them are limits that a kernel may set.
+    """
+
+    name: str
+    why_not: Callable[..., str | None]
+
+    @cached_property
+    def parameters(self) -> dict[str, object]:
+        """The op's parameters in their order, with their defaults (``inspect.Parameter.empty``)."""
+        found = inspect.signature(self.why_not).parameters.values()
+        return {one.name: one.default for one in found if one.kind is one.POSITIONAL_OR_KEYWORD}
 
 
 class BaseKernel:
@@ -26,6 +47,11 @@ class BaseKernel:
 
     kernel_id: ClassVar[str] = ""
     op: ClassVar[str] = ""
+    #: The op's declaration, where there is one: it gives ``op``, and ``refuse`` unless a kernel has
+    #: its own.
+    implements: ClassVar[Op | None] = None
+    #: What ``refuse`` hands to the declaration's ``why_not`` beside a call's arguments.
+    limits: ClassVar[Mapping[str, float]] = {}
     #: torch's device type, or "any".
     device: ClassVar[str] = "any"
     #: What it is written in: "torch", "triton", "npu" or a name of your own.
@@ -92,6 +118,16 @@ class BaseKernel:
             if f"_{name}" in vars(cls):
                 value = vars(cls)[f"_{name}"]
                 setattr(cls, name, getattr(value, "value", value))
+        own, declared = vars(cls), cls.implements
+        if declared is not None and ("implements" in own or "limits" in own):
+            cls.op = declared.name
+            given = isinstance(inspect.getattr_static(cls, "refuse"), staticmethod)
+            if "refuse" not in own and ("implements" in own or given):
+                # The function itself: refuse is asked at every call, and a frame more costs.
+                why_not = declared.why_not
+                cls.refuse = staticmethod(  # type: ignore[method-assign]
+                    partial(why_not, **cls.limits) if cls.limits else why_not
+                )
 
 
 Kernel = type[BaseKernel]

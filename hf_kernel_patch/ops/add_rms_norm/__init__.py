@@ -6,15 +6,24 @@ The kernels that serve it; each imports its backend when it is first used.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rms_norm import WIDEST, NpuFusedRMSNorm
 
 
-def why_not(x: Any, residual: Any, weight: Any, widest: float = math.inf) -> str | None:
-    """Why no kernel here can take a call, or None; rows are of at most ``widest`` elements."""
+def _why_not(
+    x: Any,
+    residual: Any,
+    weight: Any,
+    eps: float,
+    offset: float = 0.0,
+    cast_first: bool = True,
+    *,
+    widest: float = math.inf,
+) -> str | None:
+    """Rows are of at most ``widest`` elements."""
     shape = x.shape
     if shape != residual.shape:
         return "x and the residual differ in shape"
@@ -27,32 +36,28 @@ def why_not(x: Any, residual: Any, weight: Any, widest: float = math.inf) -> str
     return None
 
 
+ADD_RMS_NORM = Op("add_rms_norm", _why_not)
+
+
 @register_kernel
 class TorchFusedAddRMSNorm(BaseKernel):
     kernel_id = "torch_fused_add_rmsnorm"
-    op = "add_rms_norm"
+    implements = ADD_RMS_NORM
     function = "hf_kernel_patch.ops.add_rms_norm.torch:add_rms_norm"
-
-    @classmethod
-    def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
-        return why_not(x, residual, weight)
 
 
 @register_kernel
 class CudaFusedAddRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_add_rmsnorm"
-    op = "add_rms_norm"
+    implements = ADD_RMS_NORM
+    limits: ClassVar[dict[str, Any]] = {"widest": WIDEST}
     function = "hf_kernel_patch.ops.add_rms_norm.triton:add_rms_norm"
-
-    @classmethod
-    def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
-        return why_not(x, residual, weight, WIDEST)
 
 
 @register_kernel
 class NpuFusedAddRMSNorm(BaseKernel):
     kernel_id = "npu_fused_add_rmsnorm"
-    op = "add_rms_norm"
+    implements = ADD_RMS_NORM
     device = "npu"
     backend = "npu"
     requires = ("torch", "torch_npu")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 
@@ -26,6 +26,8 @@ def _why_not(hidden: Any, weight: Any, labels: Any, bias: Any = None, **options:
     return None
 
 
+LINEAR_CROSS_ENTROPY = Op("linear_cross_entropy", _why_not)
+
 #: Exactly rounded gradients of the weight; MiB of logits in hand, None for the kernel's own choice;
 #: token accuracy and mean entropy as attributes of the output; logits at once; z-loss.
 OPTIONS: dict[str, Any] = {
@@ -40,22 +42,14 @@ OPTIONS: dict[str, Any] = {
 @register_kernel
 class TorchFusedLinearCrossEntropy(BaseKernel):
     kernel_id = "torch_fused_linear_cross_entropy"
-    op = "linear_cross_entropy"
+    implements = LINEAR_CROSS_ENTROPY
     function = "hf_kernel_patch.ops.linear_cross_entropy.torch:linear_cross_entropy"
     options = OPTIONS
-
-    @classmethod
-    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
-        return _why_not(*arguments, **options)
 
 
 @register_kernel
 class CudaFusedLinearCrossEntropy(TritonKernel):
     kernel_id = "cuda_fused_linear_cross_entropy"
-    op = "linear_cross_entropy"
+    implements = LINEAR_CROSS_ENTROPY
     function = "hf_kernel_patch.ops.linear_cross_entropy.triton:linear_cross_entropy"
     options = OPTIONS
-
-    @classmethod
-    def refuse(cls, *arguments: Any, **options: Any) -> str | None:
-        return _why_not(*arguments, **options)

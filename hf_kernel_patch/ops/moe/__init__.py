@@ -7,17 +7,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 #: Why most kernels leave experts with a ``reference.Gating``.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
 
 
+def _why_not(
+    hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any = "silu"
+) -> str | None:
+    """Why these tokens and routes are for the original alone, or None.
+
+    Without a token some of its implementations give what needs no gradient and others do not; of
+    routes of other tokens some make an error.
+    """
+    if not hidden.numel():
+        return "there is no token"
+    if index is not None and not hidden.shape[:1] == index.shape[:1] == weights.shape[:1]:
+        return "the routes are of other tokens than the hidden states"
+    return None
+
+
+MOE = Op("moe", _why_not)
+
+
 @register_kernel
 class TorchFusedMoE(BaseKernel):
     kernel_id = "torch_fused_moe"
-    op = "moe"
+    implements = MOE
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.moe.torch:moe"
     #: Whether ``activation`` may be a ``reference.Gating``.
@@ -37,13 +55,13 @@ class TorchFusedMoE(BaseKernel):
             parts += [bias for bias in biases if bias is not None]
         if any(one.dtype != hidden.dtype for one in parts):
             return "the hidden states and the experts differ in dtype"
-        return _why_not_rows(hidden, index, weights)
+        return _why_not(hidden, index, weights, gate_up, down, activation)
 
 
 @register_kernel
 class CudaFusedMoE(TritonKernel):
     kernel_id = "cuda_fused_moe"
-    op = "moe"
+    implements = MOE
     function = "hf_kernel_patch.ops.moe.triton:moe"
     #: Rows of an expert on average; for more of them the matrix units have to help.
     most_exact_rows = 64
@@ -88,7 +106,7 @@ class CudaFusedMoE(TritonKernel):
 @register_kernel
 class NpuFusedMoE(BaseKernel):
     kernel_id = "npu_fused_moe"
-    op = "moe"
+    implements = MOE
     device = "npu"
     backend = "npu"
     default_on = ("npu",)
@@ -115,7 +133,7 @@ class NpuFusedMoE(BaseKernel):
             return "npu_grouped_matmul takes 1024 experts and widths under 65536"
         if index is not None and (index.numel() >= 16777215 or index.shape[-1] > 512):
             return "npu_moe_token_permute takes 512 experts a token and 16777214 pairs"
-        return _why_not_rows(hidden, index, weights)
+        return _why_not(hidden, index, weights, gate_up, down, activation)
 
 
 def _flat(gate_up: Any, down: Any) -> list[Any]:
@@ -123,16 +141,3 @@ def _flat(gate_up: Any, down: Any) -> list[Any]:
     if isinstance(down, list):
         return [*(part for pair in gate_up for part in pair), *down]
     return [gate_up, down]
-
-
-def _why_not_rows(hidden: Any, index: Any, weights: Any) -> str | None:
-    """Why these tokens and routes are for the original alone, or None.
-
-    Without a token some of its implementations give what needs no gradient and others do not; of
-    routes of other tokens some make an error.
-    """
-    if not hidden.numel():
-        return "there is no token"
-    if index is not None and not hidden.shape[:1] == index.shape[:1] == weights.shape[:1]:
-        return "the routes are of other tokens than the hidden states"
-    return None

@@ -7,36 +7,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
-from hf_kernel_patch.ops.rope import why_not
+from hf_kernel_patch.ops.rope import why_not_over_heads
+from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES
+
+
+def _why_not(
+    q: Any,
+    k: Any,
+    q_weight: Any,
+    k_weight: Any,
+    eps: float,
+    cos: Any,
+    sin: Any,
+    unsqueeze_dim: int = 1,
+    offset: float = 0.0,
+    cast_first: bool = True,
+    cast: bool = False,
+    upcast: bool = False,
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
+) -> str | None:
+    return why_not_over_heads(q, k, cos, sin, 2)
+
+
+QK_NORM_ROPE = Op("qk_norm_rope", _why_not)
 
 
 @register_kernel
 class TorchFusedQKNormRoPE(BaseKernel):
     kernel_id = "torch_fused_qk_norm_rope"
-    op = "qk_norm_rope"
+    implements = QK_NORM_ROPE
     function = "hf_kernel_patch.ops.qk_norm_rope.torch:qk_norm_rope"
-
-    @classmethod
-    def refuse(
-        cls,
-        q: Any,
-        k: Any,
-        q_weight: Any,
-        k_weight: Any,
-        eps: float,
-        cos: Any,
-        sin: Any,
-        *rest: Any,
-    ) -> str | None:
-        return why_not(q, k, cos, sin, 2)
 
 
 @register_kernel
 class CudaFusedQKNormRoPE(TritonKernel):
     kernel_id = "cuda_fused_qk_norm_rope"
-    op = "qk_norm_rope"
+    implements = QK_NORM_ROPE
     function = "hf_kernel_patch.ops.qk_norm_rope.operator:qk_norm_rope"
 
     @classmethod
@@ -57,4 +66,4 @@ class CudaFusedQKNormRoPE(TritonKernel):
             return "the tensors are on different devices"
         if cos.dtype != sin.dtype:
             return "cos and sin are of different dtypes"
-        return why_not(q, k, cos, sin, 2)
+        return why_not_over_heads(q, k, cos, sin, 2)

@@ -6,19 +6,31 @@ The kernels that serve it; each imports its backend when it is first used.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 #: The widest rows of the Triton kernels.
 WIDEST = 65536
 
 
-def why_not(
-    x: Any, weight: Any, gate: Any, group_size: int | None, widest: float = math.inf
+def _why_not(
+    x: Any,
+    weight: Any,
+    eps: float,
+    offset: float = 0.0,
+    cast_first: bool = True,
+    gate: Any = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+    cast_to_weight: bool = False,
+    cast_scale: bool = False,
+    *,
+    widest: float = math.inf,
 ) -> str | None:
-    """Why no kernel here can take a call, or None; rows are of at most ``widest`` elements."""
+    """Rows are of at most ``widest`` elements."""
     shape = x.shape
     if not shape or (weight is not None and weight.shape != shape[-1:]):
         return "the weight is not one number an element of a row"
@@ -33,59 +45,29 @@ def why_not(
     return None
 
 
+RMS_NORM = Op("rms_norm", _why_not)
+
+
 @register_kernel
 class TorchFusedRMSNorm(BaseKernel):
     kernel_id = "torch_fused_rmsnorm"
-    op = "rms_norm"
+    implements = RMS_NORM
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.rms_norm.torch:rms_norm"
-
-    @classmethod
-    def refuse(
-        cls,
-        x: Any,
-        weight: Any,
-        eps: float,
-        offset: float = 0.0,
-        cast_first: bool = True,
-        gate: Any = None,
-        group_size: int | None = None,
-        norm_before_gate: bool = True,
-        activation: str = "silu",
-        cast_to_weight: bool = False,
-        cast_scale: bool = False,
-    ) -> str | None:
-        return why_not(x, weight, gate, group_size)
 
 
 @register_kernel
 class CudaFusedRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_rmsnorm"
-    op = "rms_norm"
+    implements = RMS_NORM
+    limits: ClassVar[dict[str, Any]] = {"widest": WIDEST}
     function = "hf_kernel_patch.ops.rms_norm.triton:rms_norm"
-
-    @classmethod
-    def refuse(
-        cls,
-        x: Any,
-        weight: Any,
-        eps: float,
-        offset: float = 0.0,
-        cast_first: bool = True,
-        gate: Any = None,
-        group_size: int | None = None,
-        norm_before_gate: bool = True,
-        activation: str = "silu",
-        cast_to_weight: bool = False,
-        cast_scale: bool = False,
-    ) -> str | None:
-        return why_not(x, weight, gate, group_size, WIDEST)
 
 
 @register_kernel
 class NpuFusedRMSNorm(BaseKernel):
     kernel_id = "npu_fused_rmsnorm"
-    op = "rms_norm"
+    implements = RMS_NORM
     device = "npu"
     backend = "npu"
     default_on = ("npu",)
@@ -111,4 +93,4 @@ class NpuFusedRMSNorm(BaseKernel):
             return "npu_rms_norm takes 2 to 8 dimensions and an element at least"
         if cast_scale and x.element_size() != 4:
             return "npu_rms_norm rounds the norm, not the scale"
-        return why_not(x, weight, gate, group_size)
+        return _why_not(x, weight, eps, offset, cast_first, gate, group_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rope.shapes import (
     ELEMENTS,
@@ -24,34 +24,36 @@ GRADIENT = "cos or sin needs a gradient"
 DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"
 
 
+def _why_not(
+    q: Any,
+    k: Any,
+    cos: Any,
+    sin: Any,
+    unsqueeze_dim: int = 1,
+    cast: bool = False,
+    pairs: str = HALVES,
+    angles: str = ELEMENTS,
+    upcast: bool = False,
+) -> str | None:
+    if cos.requires_grad or sin.requires_grad:
+        return GRADIENT
+    size, width = q.shape[-1], width_of(cos, angles)
+    if not 0 < width <= size or width % 2 or sin.shape[-1] != cos.shape[-1]:
+        return "cos is wider than q, of an odd width or of another than sin"
+    if k is not None and k.shape[-1] != size:
+        return "q and k differ in the size of a head"
+    return None
+
+
+ROPE = Op("rope", _why_not)
+
+
 @register_kernel
 class TorchFusedRoPE(BaseKernel):
     kernel_id = "torch_fused_rope"
-    op = "rope"
+    implements = ROPE
     default_on = ("cpu",)
     function = "hf_kernel_patch.ops.rope.torch:rope"
-
-    @classmethod
-    def refuse(
-        cls,
-        q: Any,
-        k: Any,
-        cos: Any,
-        sin: Any,
-        unsqueeze_dim: int = 1,
-        cast: bool = False,
-        pairs: str = HALVES,
-        angles: str = ELEMENTS,
-        *options: Any,
-    ) -> str | None:
-        if cos.requires_grad or sin.requires_grad:
-            return GRADIENT
-        size, width = q.shape[-1], width_of(cos, angles)
-        if not 0 < width <= size or width % 2 or sin.shape[-1] != cos.shape[-1]:
-            return "cos is wider than q, of an odd width or of another than sin"
-        if k is not None and k.shape[-1] != size:
-            return "q and k differ in the size of a head"
-        return None
 
     @classmethod
     def no_gain(
@@ -73,7 +75,7 @@ class TorchFusedRoPE(BaseKernel):
 @register_kernel
 class CudaFusedRoPE(TritonKernel):
     kernel_id = "cuda_fused_rope"
-    op = "rope"
+    implements = ROPE
     function = "hf_kernel_patch.ops.rope.triton:rope"
 
     @classmethod
@@ -87,14 +89,16 @@ class CudaFusedRoPE(TritonKernel):
         cast: bool = False,
         pairs: str = HALVES,
         angles: str = ELEMENTS,
-        upcast: bool = False,
+        *options: Any,
     ) -> str | None:
         if usual(q, cos, unsqueeze_dim):
-            return why_not(q, k, cos, sin, unsqueeze_dim, angles)
+            return why_not_over_heads(q, k, cos, sin, unsqueeze_dim, angles)
         return why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles)
 
 
-def why_not(q: Any, k: Any, cos: Any, sin: Any, heads: int, angles: str = ELEMENTS) -> str | None:
+def why_not_over_heads(
+    q: Any, k: Any, cos: Any, sin: Any, heads: int, angles: str = ELEMENTS
+) -> str | None:
     """Why kernels over the heads of q and k, dimension ``heads`` of four, cannot take a call.
 
     k may be None.
@@ -155,7 +159,7 @@ def _why_not_devices(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
 @register_kernel
 class NpuFusedRoPE(BaseKernel):
     kernel_id = "npu_fused_rope"
-    op = "rope"
+    implements = ROPE
     device = "npu"
     backend = "npu"
     default_on = ("npu",)
@@ -173,7 +177,7 @@ class NpuFusedRoPE(BaseKernel):
         cast: bool = False,
         pairs: str = HALVES,
         angles: str = ELEMENTS,
-        upcast: bool = False,
+        *options: Any,
     ) -> str | None:
         if why := why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles):
             return why

@@ -7,40 +7,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_kernel_patch.kernels import BaseKernel, register_kernel
+from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
+
+
+def _why_not(gate: Any, up: Any, activation: str = "silu") -> str | None:
+    if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
+        return "gate and up differ in dtype, shape or device"
+    return None
+
+
+SWIGLU = Op("swiglu", _why_not)
 
 
 @register_kernel
 class TorchFusedSwiGLU(BaseKernel):
     kernel_id = "torch_fused_swiglu"
-    op = "swiglu"
+    implements = SWIGLU
     function = "hf_kernel_patch.ops.swiglu.torch:swiglu"
-
-    @classmethod
-    def refuse(cls, gate: Any, up: Any, activation: str) -> str | None:
-        if gate.dtype != up.dtype or gate.shape != up.shape:
-            return "gate and up differ in dtype or shape"
-        return None
 
 
 @register_kernel
 class CudaFusedSwiGLU(TritonKernel):
     kernel_id = "cuda_fused_swiglu"
-    op = "swiglu"
+    implements = SWIGLU
     function = "hf_kernel_patch.ops.swiglu.triton:swiglu"
-
-    @classmethod
-    def refuse(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
-        if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
-            return "gate and up differ in dtype, shape or device"
-        return None
 
 
 @register_kernel
 class NpuFusedSwiGLU(BaseKernel):
     kernel_id = "npu_fused_swiglu"
-    op = "swiglu"
+    implements = SWIGLU
     device = "npu"
     backend = "npu"
     default_on = ("npu",)

@@ -6,10 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from hf_kernel_patch.ops.rms_norm import RMS_NORM
 from hf_kernel_patch.recognition.site import Site
-
-#: Those that it may do without, in their order; five come before.
-_ORDER = ("gate", "group_size", "norm_before_gate", "activation", "cast_to_weight", "cast_scale")
 
 
 def missing(site: Site, name: str) -> str | None:
@@ -17,7 +15,7 @@ def missing(site: Site, name: str) -> str | None:
 
     A kernel that takes ``group_size`` takes a norm without a weight, too.
     """
-    count = 6 + _ORDER.index(name)
+    count = 1 + list(RMS_NORM.parameters).index(name)
     takes = _binds(site.kernel.refuse, count) and _binds(site.op, count)
     # What only takes any number of arguments may have been written when there were fewer.
     if takes and (name == "gate" or _names(site.op, name)):

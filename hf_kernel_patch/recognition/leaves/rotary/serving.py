@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from hf_kernel_patch.ops.rope import ROPE
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES, width_of
 from hf_kernel_patch.recognition.site import Site
 
@@ -106,7 +107,7 @@ def _any(site: Site, rotation: Rotation) -> Serve:
 def _takes_all(function: Callable[..., Any]) -> bool:
     """Whether a kernel knows all of the op's arguments."""
     try:
-        inspect.signature(function).bind(*range(9))
+        inspect.signature(function).bind(*ROPE.parameters)
     except TypeError:
         return False
     except ValueError:  # it does not say what it takes

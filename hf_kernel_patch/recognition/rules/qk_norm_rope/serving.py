@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from hf_kernel_patch.ops.qk_norm_rope import QK_NORM_ROPE
 from hf_kernel_patch.recognition.leaves.norms import modeling_of, norm_arguments, norms_in
 from hf_kernel_patch.recognition.rules.qk_norm_rope.rotation import ROTATIONS, rotation_of
 from hf_kernel_patch.recognition.site import Site
@@ -23,7 +24,9 @@ def serve(site: Site) -> Callable[..., Any]:
     tensor = torch.Tensor
     known = norms_in(modeling_of(site.original))
     # A kernel written by somebody else may not know the op's last arguments.
-    takes_options = all(_takes(one, 14) for one in (site.op, site.kernel.refuse))
+    takes_options = all(
+        _takes(one, len(QK_NORM_ROPE.parameters)) for one in (site.op, site.kernel.refuse)
+    )
 
     def arguments_of(
         q_norm: Any, k_norm: Any, rotary: Any, q: Any, k: Any, cos: Any, sin: Any, transpose: bool
