@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hf_kernel_patch.ops.launch import cdiv
+
 #: Heads of q and k that one program takes at most, each count rounded up to a power of two.
 HEADS = 72
 #: Tokens that one program takes, where the tokens of a head are next to each other.
@@ -107,7 +109,7 @@ def tile(
     """
     groups = 1 if inner else max(q_heads, k_heads)
     while True:
-        q_block, k_block = (power(triton.cdiv(heads, groups)) for heads in (q_heads, k_heads))
+        q_block, k_block = (power(cdiv(heads, groups)) for heads in (q_heads, k_heads))
         if q_block + k_block <= max(2, most):
             break
         groups += 1

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from hf_kernel_patch.ops.launch import cdiv
 from hf_kernel_patch.ops.linear_cross_entropy.function import Gradients, Problem, folds
 
 #: Rows of a chunk that fill the matrix units, and roundings of a half precision sum that are few.
@@ -26,21 +27,21 @@ STEP, SLICE_STEP = 128, 128
 def chunk_rows(rows: int, vocabulary: int, itemsize: int, memory_mib: float | None) -> int:
     """Rows of a chunk: a quarter of all, filling the matrix units, within the memory."""
     within = int((memory_mib or CHUNK_MIB) * 2**20) // (vocabulary * itemsize)
-    wanted = min(max(FILLING, -(-rows // FEW)), within) // STEP * STEP
-    count = -(-rows // max(wanted, STEP))
-    return min(rows, -(-rows // max(count, 1) // STEP) * STEP if count > 1 else rows)
+    wanted = min(max(FILLING, cdiv(rows, FEW)), within) // STEP * STEP
+    count = cdiv(rows, max(wanted, STEP))
+    return min(rows, cdiv(cdiv(rows, max(count, 1)), STEP) * STEP if count > 1 else rows)
 
 
 def slice_width(rows: int, vocabulary: int, itemsize: int, memory_mib: float) -> int:
     """Tokens of the vocabulary in a slice of the logits of all rows."""
     within = int(memory_mib * 2**20) // (max(rows, 1) * itemsize)
-    count = -(-vocabulary // max(within // SLICE_STEP * SLICE_STEP, SLICE_STEP))
-    return min(vocabulary, -(-vocabulary // count // SLICE_STEP) * SLICE_STEP)
+    count = cdiv(vocabulary, max(within // SLICE_STEP * SLICE_STEP, SLICE_STEP))
+    return min(vocabulary, cdiv(cdiv(vocabulary, count), SLICE_STEP) * SLICE_STEP)
 
 
 def buffer(rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised (rows, width) whose rows begin at multiples of PAD elements."""
-    return like.new_empty(rows, -(-width // PAD) * PAD)[:, :width]
+    return like.new_empty(rows, cdiv(width, PAD) * PAD)[:, :width]
 
 
 def logits_into(

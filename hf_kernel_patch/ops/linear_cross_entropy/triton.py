@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 
-from hf_kernel_patch.ops.launch import Launch, launcher, processors
+from hf_kernel_patch.ops.launch import Launch, cdiv, launcher, processors
 from hf_kernel_patch.ops.linear_cross_entropy import chunks
 from hf_kernel_patch.ops.linear_cross_entropy.chunks import PAD
 from hf_kernel_patch.ops.linear_cross_entropy.function import (
@@ -138,7 +138,7 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     if tensor.numel():
         unit = 1 if tensor.numel() % 8 else 8  # from which Triton knows that 16 bytes are one load
         launch = _launcher(scale_kernel, tensor.dtype, 8, unit, 4096)
-        programs = min(-(-tensor.numel() // 4096), 8 * processors(tensor.device))
+        programs = min(cdiv(tensor.numel(), 4096), 8 * processors(tensor.device))
         launch(programs, (tensor, factor), (tensor.numel(),))
     return tensor
 

@@ -18,7 +18,14 @@ from hf_kernel_patch.ops.heads.triton import (
     tile,
     unit,
 )
-from hf_kernel_patch.ops.launch import Launch, launcher, processors, programs_for, shared_memory
+from hf_kernel_patch.ops.launch import (
+    Launch,
+    cdiv,
+    launcher,
+    processors,
+    programs_for,
+    shared_memory,
+)
 from hf_kernel_patch.ops.qk_norm_rope import reference
 from hf_kernel_patch.ops.qk_norm_rope.triton import backward_kernel, forward_kernel, sum_kernel
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
@@ -201,7 +208,7 @@ def _backward(
     launch(programs, tensors, (blocks, tokens, *numbers))
     if weights:
         add = _sum_launcher((q_grad.dtype, k_grad.dtype), size)
-        add(-(-2 * size // SUM_COLUMNS), (shares, q_grad, k_grad), (programs,))
+        add(cdiv(2 * size, SUM_COLUMNS), (shares, q_grad, k_grad), (programs,))
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 
 from hf_kernel_patch.ops.launch import (
     Launch,
+    cdiv,
     launcher,
     processors,
     programs_for,
@@ -117,7 +118,7 @@ def forward(
             return out.copy_(forward(x, weight, gate, eps, offset, cast_first, extras))
         plan, numbers = _forward_plan(*kind, walk.unit), walk.numbers
     rows = x.numel() // width
-    programs = -(-rows // plan.rows) * plan.groups
+    programs = cdiv(rows, plan.rows) * plan.groups
     plan.launch(programs, [x, out, *given[1:]], (*plan.absent, rows, eps, *numbers))
     return out
 
@@ -183,7 +184,7 @@ def backward(
     kinds = x.dtype, grad.dtype, _dtype(weight), _dtype(gate), width, with_weight, x.device
     plan = _backward_plan(*kinds, offset, cast_first, extras, unit)
     rows = x.numel() // width
-    programs = programs_for(-(-rows // plan.rows), plan.programs)
+    programs = programs_for(cdiv(rows, plan.rows), plan.programs)
     tensors, partial = [x, grad, grad_x], grad_x  # in place of what is not needed
     if grad_weight is not None:
         partial = torch.empty((programs, width), dtype=torch.float32, device=x.device)
@@ -194,7 +195,7 @@ def backward(
     plan.launch(programs * plan.groups, tensors, (*plan.absent, rows, eps, *numbers))
     if grad_weight is not None:
         add_up = _sum_plan(grad_weight.dtype, width)
-        add_up(-(-width // _SUM_BLOCK), (partial, grad_weight), (programs,))
+        add_up(cdiv(width, _SUM_BLOCK), (partial, grad_weight), (programs,))
     return grad_x, grad_weight, grad_gate
 
 

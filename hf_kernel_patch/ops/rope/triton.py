@@ -18,7 +18,7 @@ from hf_kernel_patch.ops.heads.triton import (
     tile,
     unit,
 )
-from hf_kernel_patch.ops.launch import Launch, launcher
+from hf_kernel_patch.ops.launch import Launch, cdiv, launcher
 from hf_kernel_patch.ops.rope.shapes import (
     ELEMENTS,
     FIRST_HALF,
@@ -102,7 +102,7 @@ def _rotate(
         numbers[2] <= numbers[1],
         *(inner_out, back, read, written, min(angles, ONE), unit(*numbers)),
     )
-    programs = batch * -(-tokens // block) * groups
+    programs = batch * cdiv(tokens, block) * groups
     launch(programs, (q, k, q_out, k_out, cos, sin), (tokens, *numbers))
     return q_out, k_out
 

@@ -9,6 +9,7 @@ import torch
 
 from hf_kernel_patch.ops.launch import (
     Launch,
+    cdiv,
     launcher,
     processors,
     programs_for,
@@ -140,12 +141,12 @@ def forward(
     rows = elements // width
     numbers = (rows, eps) if width <= WIDEST else (eps,)
     if flat:
-        plan.launch(-(-rows // plan.rows), tensors, plan.absent + numbers)
+        plan.launch(cdiv(rows, plan.rows), tensors, plan.absent + numbers)
         return out, total
     walk = strides_of(out, x, x if other is None else other) if width <= WIDEST else None
     if walk is not None and weight.is_contiguous():
         plan = _forward_plan(*kind, offset, cast_first, walk.unit)
-        plan.launch(-(-rows // plan.rows), tensors, plan.absent + numbers + walk.numbers)
+        plan.launch(cdiv(rows, plan.rows), tensors, plan.absent + numbers + walk.numbers)
         return out, total
     dense = x.contiguous(), weight.contiguous(), None if other is None else other.contiguous()
     made, added = forward(*dense, adds, eps, offset, cast_first)
@@ -226,7 +227,7 @@ def backward(
         unit, numbers = walk
     plan = _backward_plan(*kind, *options, unit)
     rows = elements // width
-    programs = programs_for(-(-rows // plan.rows), plan.programs)
+    programs = programs_for(cdiv(rows, plan.rows), plan.programs)
     partial = grad_x  # in place of what is not needed
     if with_weight:
         make = torch.zeros if width > WIDEST_BACKWARD else torch.empty
@@ -237,7 +238,7 @@ def backward(
     plan.launch(programs, tensors, (*plan.absent, rows, eps, *numbers))
     if with_weight:
         launch = _sum_plan(weight.dtype, width)
-        launch(-(-width // _SUM_BLOCK), (partial, grad_weight), (programs,))
+        launch(cdiv(width, _SUM_BLOCK), (partial, grad_weight), (programs,))
     return grad_x, grad_weight if with_weight else None, grad_gate
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops.fused import Backward, fused_op
-from hf_kernel_patch.ops.launch import Launch, launcher
+from hf_kernel_patch.ops.launch import Launch, cdiv, launcher
 from hf_kernel_patch.ops.swiglu import reference
 from hf_kernel_patch.ops.swiglu.reference import activate
 
@@ -178,7 +178,7 @@ def _launch(
         bits |= stride
     static = width, 1 if bits & 7 else 8, code
     launch = _launcher(kernel, (inputs[0].dtype, inputs[-1].dtype), *static)
-    launch(-(-n // BLOCK), (*plain, *outputs), (n, *row_strides))
+    launch(cdiv(n, BLOCK), (*plain, *outputs), (n, *row_strides))
 
 
 def _forward(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
