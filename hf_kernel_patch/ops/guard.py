@@ -36,8 +36,8 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
         return "torch.jit.trace is recording"
     device = kernel.device
     for argument in arguments:
-        kind = type(argument)
-        if kind is _Tensor or kind is _Parameter:
+        tensor_type = type(argument)
+        if tensor_type is _Tensor or tensor_type is _Parameter:
             if argument.dtype not in _DTYPES:
                 return f"a tensor is {str(argument.dtype).removeprefix('torch.')}"
             # Of all ways to ask for a device, the flags cost the least host time.
@@ -48,7 +48,7 @@ def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
             if elsewhere:
                 return f"a tensor is on {argument.device.type}"
         elif isinstance(argument, _Tensor):
-            return f"a tensor is a {kind.__name__}"
+            return f"a tensor is a {tensor_type.__name__}"
         elif isinstance(argument, Proxy):
             return "torch.fx is tracing"
     # What is not laid out in strides comes as what the layer was called with, which is first.

@@ -36,14 +36,14 @@ def test_another_token_count_asks_for_no_other_kernel(name: str) -> None:
     from hf_kernel_patch.ops.rms_norm import triton_extras_launch
     from hf_kernel_patch.ops.rows import norm
 
-    plans = (
-        *(norm._forward_plan, norm._backward_plan, norm._sum_plan),
-        *(triton_extras_launch._forward_plan, triton_extras_launch._backward_plan),
+    caches = (
+        *(norm._prepare_forward, norm._prepare_backward, norm._sum_launcher),
+        *(triton_extras_launch._prepare_forward, triton_extras_launch._prepare_backward),
     )
     counts = []
     for tokens in (3, 1, 2, 16):
         outcome(FUNCTIONS[name][0], operands(name, (tokens, 24)))
-        counts.append([plan.cache_info().currsize for plan in plans])
+        counts.append([cached.cache_info().currsize for cached in caches])
     assert all(count == counts[0] for count in counts)
 
 
@@ -84,7 +84,7 @@ def test_a_frozen_weight_costs_no_gradient_of_it(monkeypatch: pytest.MonkeyPatch
 
     x, weight = operands("rms_norm")
     wanted = outcome(FUNCTIONS["rms_norm"][0], [x, weight])[1]
-    monkeypatch.setattr(norm, "_sum_plan", None)
+    monkeypatch.setattr(norm, "_sum_launcher", None)
     function = lambda x: RMS_NORM(x, weight.detach(), EPS)  # noqa: E731
     assert torch.equal(outcome(function, [x])[1], wanted)
 

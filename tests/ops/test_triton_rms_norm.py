@@ -124,7 +124,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from hf_kernel_patch.ops.rms_norm import triton as norm
     from hf_kernel_patch.ops.rows import norm as rows
 
-    plans = rows._forward_plan, rows._backward_plan
+    caches = rows._prepare_forward, rows._prepare_backward
     for module, attribute, value in (
         (rows, "WIDEST", 48),
         *((module, "WIDEST_BACKWARD", 32) for module in (rows, norm, add)),
@@ -132,11 +132,11 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (rows, "_WIDE_WARPS", 4),
     ):
         monkeypatch.setattr(module, attribute, value)
-    for plan in plans:
-        plan.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
     yield
-    for plan in plans:
-        plan.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 @pytest.mark.usefixtures("narrow")
@@ -180,9 +180,9 @@ def test_the_blocks_depend_on_the_width_and_the_device_alone() -> None:
         rows, warps, *_ = norm.forward_blocks(width)
         assert rows * block <= 32 * 32 * warps
         for memory in (48 << 10, 99 << 10, 227 << 10):
-            rows, warps, stages, share = norm.backward_blocks(width, 6, memory)
+            rows, warps, stages, programs_per_sm = norm.backward_blocks(width, 6, memory)
             assert (stages - 1) * rows * block * 6 <= memory
-            assert share * warps <= 16
+            assert programs_per_sm * warps <= 16
 
 
 def test_refuses_a_weight_of_another_width_and_a_residual_of_another_shape() -> None:

@@ -22,7 +22,7 @@ TOKENS = 32
 
 
 @triton.jit
-def place(block, tokens, GROUPS: tl.constexpr, BLOCK_T: tl.constexpr):
+def block_of(block, tokens, GROUPS: tl.constexpr, BLOCK_T: tl.constexpr):
     """What a block is: its batch, its tokens (T, 1, 1) and its group of heads."""
     token_blocks = tl.cdiv(tokens, BLOCK_T)
     token_block = block // GROUPS
@@ -88,8 +88,8 @@ def store(
 
 
 @triton.jit
-def turned(x1, x2, cos1, cos2, sin1, sin2, BACK: tl.constexpr):
-    """Two halves turned by the angles, or by the transpose of that."""
+def rotated(x1, x2, cos1, cos2, sin1, sin2, BACK: tl.constexpr):
+    """Two halves rotated by the angles, or by the transpose of that."""
     if BACK:
         return x1 * cos1 + x2 * sin2, x2 * cos2 - x1 * sin1
     else:
@@ -157,10 +157,10 @@ def empty(
     """
     token, head = (heads * size, size) if inner else (size, tokens * size)
     if unsqueeze_dim == 1:
-        shape, order = (batch, heads, tokens, size), (heads * tokens * size, head, token, 1)
+        shape, strides_out = (batch, heads, tokens, size), (heads * tokens * size, head, token, 1)
     else:
-        shape, order = (batch, tokens, heads, size), (heads * tokens * size, token, head, 1)
-    return like.new_empty_strided(shape, order, dtype=dtype)
+        shape, strides_out = (batch, tokens, heads, size), (heads * tokens * size, token, head, 1)
+    return like.new_empty_strided(shape, strides_out, dtype=dtype)
 
 
 def plain_rows(x: torch.Tensor) -> torch.Tensor:

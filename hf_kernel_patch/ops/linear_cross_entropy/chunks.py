@@ -86,11 +86,11 @@ def early(
     problem: Problem,
     factor: torch.Tensor,
     needed: tuple[bool, ...],
-    turn: Callable[..., None],
+    loss_and_grad: Callable[..., None],
 ) -> tuple[torch.Tensor, Gradients]:
     """Sums and gradients in one pass over chunks of rows.
 
-    ``turn(logits, targets, factor, out, gradient, options)`` writes, for each row, loss,
+    ``loss_and_grad(logits, targets, factor, out, gradient, options)`` writes, for each row, loss,
     likeliest-is-right and entropy into ``out`` (3, rows), and the logits' gradient in their place.
     """
     hidden, weight, bias, targets, options = problem
@@ -112,7 +112,7 @@ def early(
         part = slice(begin, min(begin + size, rows))
         x, logits = hidden[part], held[: part.stop - begin]
         logits_into(logits, x, weight, bias)
-        turn(logits, targets[part], factor, out[:, part], any(needed), options)
+        loss_and_grad(logits, targets[part], factor, out[:, part], any(needed), options)
         if grad_hidden is not None:
             add_product(grad_hidden[part], logits, weight, True)
         if grad_weight is not None:
@@ -156,12 +156,12 @@ def late(
     logs: torch.Tensor,
     factor: torch.Tensor,
     needed: tuple[bool, ...],
-    turn: Callable[..., None],
+    logits_grad: Callable[..., None],
 ) -> Gradients:
     """Gradients by slices of the vocabulary, each part of the weight's rounded once.
 
-    ``turn(logits, begin, targets, logs, factor, vocabulary, options)`` writes the logits' gradient
-    in their place.
+    ``logits_grad(logits, begin, targets, logs, factor, vocabulary, options)`` writes the gradient
+    of the logits in their place.
     """
     hidden, weight, bias, targets, options = problem
     rows, vocabulary = len(hidden), len(weight)
@@ -174,7 +174,7 @@ def late(
         part = slice(begin, min(begin + size, vocabulary))
         logits = held[:, : part.stop - begin]
         logits_into(logits, hidden, weight[part], None if bias is None else bias[part])
-        turn(logits, begin, targets, logs, factor, vocabulary, options)
+        logits_grad(logits, begin, targets, logs, factor, vocabulary, options)
         if needed[0]:
             add_product(total, logits, weight[part], begin == 0)
         if grad_weight is not None:

@@ -73,9 +73,9 @@ def loss_by(
 
     ``operator`` takes the place of the autograd function while torch.compile is tracing.
     """
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if not torch.is_grad_enabled():  # which a Function does not tell of
@@ -87,7 +87,7 @@ def loss_by(
     single: Any = 1.0 if apart else divisor
     if not isinstance(single, torch.Tensor):
         single = torch.full((), single, dtype=torch.float32, device=hidden.device)
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(device_type, enabled=False):
         run = _Loss.apply if operator is None else operator
         arguments = hidden.flatten(0, -2), weight, bias, targets, single.float().reshape(())
         loss, sums = run(*arguments, backend, options)

@@ -43,7 +43,7 @@ def linear_cross_entropy(
     return found
 
 
-def _turn(
+def _loss_and_grad(
     logits: torch.Tensor,
     targets: torch.Tensor,
     factor: torch.Tensor,
@@ -87,4 +87,6 @@ def _turn(
     logits.copy_(grad.masked_fill_(~counted[:, None], 0.0))
 
 
-BACKEND = Backend(partial(chunks.early, turn=_turn), None, None, torch.Tensor.mul_)
+BACKEND = Backend(
+    partial(chunks.early, loss_and_grad=_loss_and_grad), None, None, torch.Tensor.mul_
+)

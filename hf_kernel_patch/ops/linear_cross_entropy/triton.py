@@ -22,10 +22,10 @@ from hf_kernel_patch.ops.linear_cross_entropy.function import (
 from hf_kernel_patch.ops.linear_cross_entropy.operator import operator_of
 from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
 from hf_kernel_patch.ops.logits.triton import (
+    logits_grad_kernel,
     observe_kernel,
     rows_kernel,
     scale_kernel,
-    turn_kernel,
 )
 
 #: Elements a program takes at a time, its warps, and programs a multiprocessor. Many warps a row,
@@ -52,7 +52,7 @@ def _block(width: int, most: int) -> int:
     return max(16, min(most, triton.next_power_of_2(width)))
 
 
-def _turn_rows(
+def _loss_and_grad(
     logits: torch.Tensor,
     targets: torch.Tensor,
     factor: torch.Tensor,
@@ -108,7 +108,7 @@ def _close(
     return torch.cat([torch.where(counted, found, 0.0), high[None], log[None]])
 
 
-def _turn_slice(
+def _logits_grad(
     logits: torch.Tensor,
     begin: int,
     targets: torch.Tensor,
@@ -119,7 +119,7 @@ def _turn_slice(
 ) -> None:
     width, block = logits.shape[1], _block(logits.shape[1], SLICE_BLOCK)
     static = width, vocabulary, options.softcap is not None, PAD, block
-    launch = _launcher(turn_kernel, logits.dtype, SLICE_WARPS, *static)
+    launch = _launcher(logits_grad_kernel, logits.dtype, SLICE_WARPS, *static)
     numbers = (
         len(logits),
         _stride(logits),
@@ -144,9 +144,9 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 BACKEND = Backend(
-    partial(chunks.early, turn=_turn_rows),
+    partial(chunks.early, loss_and_grad=_loss_and_grad),
     partial(chunks.sums, observe=_observe, close=_close),
-    partial(chunks.late, turn=_turn_slice),
+    partial(chunks.late, logits_grad=_logits_grad),
     _scale_,
 )
 _operator = operator_of(BACKEND, "hf_kernel_patch::linear_cross_entropy")

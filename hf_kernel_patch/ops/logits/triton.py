@@ -35,7 +35,7 @@ def _capped(x, scale, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def _places(begin, BLOCK: tl.constexpr):
+def _columns(begin, BLOCK: tl.constexpr):
     """(BLOCK / 8, 8) columns; the eight of a lane are one load of a thread."""
     return begin + tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
 
@@ -58,7 +58,7 @@ def _scan(
     heavy = tl.zeros([BLOCK // 8], tl.float32)
     best = tl.zeros([BLOCK // 8], tl.int32)
     for begin in tl.range(0, WIDTH, BLOCK):
-        at = _places(begin, BLOCK)
+        at = _columns(begin, BLOCK)
         there = at < WIDTH
         y = _capped(
             tl.load(x + at, there, 0.0, eviction_policy="evict_last"), scale, softcap, CAPPED
@@ -86,7 +86,7 @@ def _scan(
 
 
 @triton.jit
-def _turn(
+def _logits_grad(
     x,
     high,
     log,
@@ -107,7 +107,7 @@ def _turn(
     """
     slope = 1.0 + 2.0 * z_loss * (high + log)
     for begin in tl.range(0, WIDTH, BLOCK):
-        at = _places(begin, BLOCK)
+        at = _columns(begin, BLOCK)
         there = at < WIDTH
         y = _capped(
             tl.load(x + at, there, 0.0, eviction_policy="evict_first"), scale, softcap, CAPPED
@@ -123,7 +123,7 @@ def _turn(
 @triton.jit
 def _clear(x, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     for begin in tl.range(0, WIDTH, BLOCK):
-        at = _places(begin, BLOCK)
+        at = _columns(begin, BLOCK)
         tl.store(x + at, tl.zeros([BLOCK // 8, 8], x.dtype.element_ty), at < WIDTH)
 
 
@@ -179,7 +179,9 @@ def rows_kernel(
                 tl.store(out + 2 * rows + row, (most - heavy / total) + log)
             if GRADIENT:
                 f, e, cap = tl.load(factor), smoothing, softcap
-                _turn(x, most, log, target, f, scale, cap, e, z_loss, WIDTH, WIDTH, CAPPED, BLOCK)
+                _logits_grad(
+                    x, most, log, target, f, scale, cap, e, z_loss, WIDTH, WIDTH, CAPPED, BLOCK
+                )
 
 
 @triton.jit(do_not_specialize=[*_NUMBERS, "begin"])
@@ -226,7 +228,7 @@ def observe_kernel(
 
 
 @triton.jit(do_not_specialize=[*_NUMBERS, "begin"])
-def turn_kernel(
+def logits_grad_kernel(
     logits,  # (rows, WIDTH), the columns from begin on; becomes their gradient
     targets,  # (rows,) int64
     logs,  # (2, rows) float32: the two parts of L
@@ -253,7 +255,9 @@ def turn_kernel(
     else:
         high, log, f = tl.load(logs + row), tl.load(logs + rows + row), tl.load(factor)
         at, e = target - begin, smoothing
-        _turn(x, high, log, at, f, scale, softcap, e, z_loss, WIDTH, VOCABULARY, CAPPED, BLOCK)
+        _logits_grad(
+            x, high, log, at, f, scale, softcap, e, z_loss, WIDTH, VOCABULARY, CAPPED, BLOCK
+        )
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -45,7 +45,7 @@ _ANGLES = "Tensor cos, Tensor sin"
 _OPTIONS = "int unsqueeze_dim, float offset, bool cast_first"
 _LAST = "bool cast=False, int pairs=0, int angles=0"
 #: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, and of the angles.
-_PLACES = {
+_PAIRS_AND_ANGLES = {
     (HALVES, ELEMENTS): (IN_HALVES, IN_HALVES),
     (HALVES, FIRST_HALF): (IN_HALVES, ONE),
     (INTERLEAVED, ELEMENTS): (SIDE_BY_SIDE, SIDE_BY_SIDE),
@@ -203,12 +203,12 @@ def _backward(
     )
     blocks = batch * tokens * groups
     programs = programs_for(blocks, most)
-    shares = q.new_empty((programs if weights else 0, 2, size), dtype=torch.float32)
-    tensors = *leaves, cos, sin, dq, dk, shares
+    partial_dw = q.new_empty((programs if weights else 0, 2, size), dtype=torch.float32)
+    tensors = *leaves, cos, sin, dq, dk, partial_dw
     launch(programs, tensors, (blocks, tokens, *numbers))
     if weights:
         add = _sum_launcher((q_grad.dtype, k_grad.dtype), size)
-        add(cdiv(2 * size, SUM_COLUMNS), (shares, q_grad, k_grad), (programs,))
+        add(cdiv(2 * size, SUM_COLUMNS), (partial_dw, q_grad, k_grad), (programs,))
     return found
 
 
@@ -216,7 +216,7 @@ def _plain(
     q: Any, k: Any, q_weight: Any, k_weight: Any, cos: Any, sin: Any, eps: float, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     *options, pairs, angles = rest
-    named = next(names for names, places in _PLACES.items() if places == (pairs, angles))
+    named = next(names for names, places in _PAIRS_AND_ANGLES.items() if places == (pairs, angles))
     arguments: Any = q, k, q_weight, k_weight, eps, cos, sin, *options, False, *named
     return reference.qk_norm_rope(*arguments)
 
@@ -258,7 +258,7 @@ def qk_norm_rope(
     Arithmetic is in float32, with or without ``upcast``; the norm rounds where the original does
     and the rotation once. The results are dense, the heads of a token side by side in memory.
     """
-    options = unsqueeze_dim, offset, cast_first, cast, *_PLACES[pairs, angles]
+    options = unsqueeze_dim, offset, cast_first, cast, *_PAIRS_AND_ANGLES[pairs, angles]
     if torch.compiler.is_compiling():
         return _operator(q, k, q_weight, k_weight, eps, cos, sin, *options)
     tracked = q.requires_grad or k.requires_grad or q_weight.requires_grad or k_weight.requires_grad

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.heads.triton import dense, heads, place, rows, turned
+from hf_kernel_patch.ops.heads.triton import block_of, dense, heads, rotated, rows
 from hf_kernel_patch.ops.qk_norm_rope.triton_rows import load, load_weight, store, store_sums
 from hf_kernel_patch.ops.rope.triton_kernel import load_pairs
 
@@ -98,7 +98,7 @@ def forward_kernel(
     OFFSET: tl.constexpr,
     CAST_FIRST: tl.constexpr,
 ):
-    batch, t, group = place(tl.program_id(0), tokens, GROUPS, 1)
+    batch, t, group = block_of(tl.program_id(0), tokens, GROUPS, 1)
     qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
     here = t < tokens
     q_mask, k_mask = here & (qh < QH), here & (kh < KH)
@@ -117,8 +117,8 @@ def forward_kernel(
     k1, k2, k3 = _normed(
         k1, k2, k3, v1, v2, v3, k.dtype.element_ty, k_weight.dtype.element_ty, D, EPS, CAST_FIRST
     )
-    q1, q2 = turned(q1, q2, cos1, cos2, sin1, sin2, False)
-    k1, k2 = turned(k1, k2, cos1, cos2, sin1, sin2, False)
+    q1, q2 = rotated(q1, q2, cos1, cos2, sin1, sin2, False)
+    k1, k2 = rotated(k1, k2, cos1, cos2, sin1, sin2, False)
     q_out += dense(batch, t, qh, tokens, QH, D, True)
     k_out += dense(batch, t, kh, tokens, KH, D, True)
     store(q_out, q1, q2, q3, q_mask, D, R, HALF, TAIL, PAIRS)
@@ -137,7 +137,7 @@ def backward_kernel(
     sin,
     dq,  # (B, S, QH, D), dense
     dk,
-    shares,  # (programs, 2, D) float32, each program's part of the gradients of the weights
+    partial_dw,  # (programs, 2, D) float32, each program's part of the gradients of the weights
     blocks: tl.int32,  # B S GROUPS
     tokens: tl.int32,  # S
     q_batch: tl.int64,  # strides, multiples of UNIT
@@ -173,14 +173,14 @@ def backward_kernel(
 ):
     w1, w2, w3 = load_weight(q_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
     v1, v2, v3 = load_weight(k_weight, OFFSET, D, R, HALF, TAIL, PAIRS)
-    q_share1 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
-    q_share2 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
-    q_share3 = tl.zeros([1, BLOCK_Q, TAIL], tl.float32)
-    k_share1 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
-    k_share2 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
-    k_share3 = tl.zeros([1, BLOCK_K, TAIL], tl.float32)
+    q_dw1 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
+    q_dw2 = tl.zeros([1, BLOCK_Q, HALF], tl.float32)
+    q_dw3 = tl.zeros([1, BLOCK_Q, TAIL], tl.float32)
+    k_dw1 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
+    k_dw2 = tl.zeros([1, BLOCK_K, HALF], tl.float32)
+    k_dw3 = tl.zeros([1, BLOCK_K, TAIL], tl.float32)
     for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
-        batch, t, group = place(block, tokens, GROUPS, 1)
+        batch, t, group = block_of(block, tokens, GROUPS, 1)
         qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
         here = t < tokens
         q_mask, k_mask = here & (qh < QH), here & (kh < KH)
@@ -195,8 +195,8 @@ def backward_kernel(
         h1, h2, h3 = load(grad_k + gk_at, k_mask, D, R, HALF, TAIL, PAIRS)
         cos1, cos2 = load_pairs(cos + angle, here, R, HALF, ANGLES)
         sin1, sin2 = load_pairs(sin + angle, here, R, HALF, ANGLES)
-        g1, g2 = turned(g1, g2, cos1, cos2, sin1, sin2, True)
-        h1, h2 = turned(h1, h2, cos1, cos2, sin1, sin2, True)
+        g1, g2 = rotated(g1, g2, cos1, cos2, sin1, sin2, True)
+        h1, h2 = rotated(h1, h2, cos1, cos2, sin1, sin2, True)
         q1, q2, q3, g1, g2, g3 = _differentiated(q1, q2, q3, g1, g2, g3, w1, w2, w3, q_mask, D, EPS)
         k1, k2, k3, h1, h2, h3 = _differentiated(k1, k2, k3, h1, h2, h3, v1, v2, v3, k_mask, D, EPS)
         q_at = dense(batch, t, qh, tokens, QH, D, True)
@@ -204,19 +204,19 @@ def backward_kernel(
         store(dq + q_at, q1, q2, q3, q_mask, D, R, HALF, TAIL, PAIRS)
         store(dk + k_at, k1, k2, k3, k_mask, D, R, HALF, TAIL, PAIRS)
         if WEIGHTS:
-            q_share1, q_share2 = q_share1 + g1, q_share2 + g2
-            k_share1, k_share2 = k_share1 + h1, k_share2 + h2
+            q_dw1, q_dw2 = q_dw1 + g1, q_dw2 + g2
+            k_dw1, k_dw2 = k_dw1 + h1, k_dw2 + h2
             if R < D:
-                q_share3, k_share3 = q_share3 + g3, k_share3 + h3
+                q_dw3, k_dw3 = q_dw3 + g3, k_dw3 + h3
     if WEIGHTS:
-        shares += tl.program_id(0).to(tl.int64) * (2 * D)
-        store_sums(shares, q_share1, q_share2, q_share3, D, R, HALF, TAIL, PAIRS)
-        store_sums(shares + D, k_share1, k_share2, k_share3, D, R, HALF, TAIL, PAIRS)
+        partial_dw += tl.program_id(0).to(tl.int64) * (2 * D)
+        store_sums(partial_dw, q_dw1, q_dw2, q_dw3, D, R, HALF, TAIL, PAIRS)
+        store_sums(partial_dw + D, k_dw1, k_dw2, k_dw3, D, R, HALF, TAIL, PAIRS)
 
 
 @triton.jit(do_not_specialize=["programs"])
 def sum_kernel(
-    shares,  # (programs, 2, D)
+    partial_dw,  # (programs, 2, D)
     q_grad,  # (D,)
     k_grad,
     programs: tl.int32,
@@ -224,12 +224,14 @@ def sum_kernel(
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Sums the programs' shares, always in the same order."""
+    """Sums the programs' parts, always in the same order."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([STEP, BLOCK], tl.float32)
     for start in range(0, programs, STEP):
         row = (start + tl.arange(0, STEP))[:, None]
-        total += tl.load(shares + row * (2 * D) + column, (row < programs) & (column < 2 * D), 0.0)
+        total += tl.load(
+            partial_dw + row * (2 * D) + column, (row < programs) & (column < 2 * D), 0.0
+        )
     found = tl.sum(total, 0)
     tl.store(q_grad + column, found.to(q_grad.dtype.element_ty), column < D)
     k_mask = (column >= D) & (column < 2 * D)

@@ -89,10 +89,10 @@ def forward_kernel(
         rstd = rstd.to(x.dtype.element_ty).to(tl.float32)
     y = wide * rstd[:, None]
     if weight is not None:
-        kind: tl.constexpr = weight.dtype.element_ty
-        dtype: tl.constexpr = kind if CAST_TO_WEIGHT else x.dtype.element_ty
+        weight_dtype: tl.constexpr = weight.dtype.element_ty
+        dtype: tl.constexpr = weight_dtype if CAST_TO_WEIGHT else x.dtype.element_ty
         w = tl.load(weight + cols, inside, 0.0).to(tl.float32)[None, :] + OFFSET
-        y = _scaled(y, w, dtype, kind, CAST_FIRST)
+        y = _scaled(y, w, dtype, weight_dtype, CAST_FIRST)
     if gate is not None and NORM_FIRST:
         y *= factor
     tl.store(out + at, y.to(out.dtype.element_ty), mask)
@@ -104,7 +104,7 @@ def backward_kernel(
     grad,  # (rows, GROUPS * WIDTH)
     grad_x,  # (rows, GROUPS * WIDTH), dense
     weight,  # (GROUPS * WIDTH,) or None
-    partial,  # (programs, GROUPS * WIDTH) float32: shares of the weight's gradient; or None
+    partial,  # (programs, GROUPS * WIDTH) float32: parts of the weight's gradient; or None
     gate,  # (rows, GROUPS * WIDTH) or None
     grad_gate,  # (rows, GROUPS * WIDTH), dense, or None
     rows: tl.int64,
@@ -136,10 +136,10 @@ def backward_kernel(
     cols = group.to(tl.int64) * WIDTH + tl.arange(0, BLOCK)
     w = 1.0
     if weight is not None:
-        kind: tl.constexpr = weight.dtype.element_ty
-        dtype: tl.constexpr = kind if CAST_TO_WEIGHT else x.dtype.element_ty
+        weight_dtype: tl.constexpr = weight.dtype.element_ty
+        dtype: tl.constexpr = weight_dtype if CAST_TO_WEIGHT else x.dtype.element_ty
         w = tl.load(weight + cols, inside, 0.0).to(tl.float32)[None, :] + OFFSET
-    share = tl.zeros([ROWS, BLOCK], tl.float32)
+    partial_dw = tl.zeros([ROWS, BLOCK], tl.float32)
     last, step = tl.cdiv(rows, ROWS), tl.num_programs(0) // GROUPS
     for block in tl.range(first, last, step, num_stages=STAGES):
         row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -162,7 +162,7 @@ def backward_kernel(
         rstd = tl.where(row < rows, rstd, 0.0)[:, None]  # without eps it is inf where no row is
         normed = wide * rstd
         if gate is not None and NORM_FIRST:
-            dz = g * _scaled(normed, w, dtype, kind, CAST_FIRST) * _slope(z, SILU)
+            dz = g * _scaled(normed, w, dtype, weight_dtype, CAST_FIRST) * _slope(z, SILU)
             tl.store(grad_gate + at, dz.to(grad_gate.dtype.element_ty), mask)
             g *= factor
         mean = tl.sum(g * w * wide, 1)[:, None] * rstd / WIDTH
@@ -172,8 +172,8 @@ def backward_kernel(
             tl.store(grad_gate + at, dz.to(grad_gate.dtype.element_ty), mask)
             dx *= factor
         if WITH_WEIGHT:
-            share += g * normed
+            partial_dw += g * normed
         tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask)
     if WITH_WEIGHT:
-        share_at = first.to(tl.int64) * (GROUPS * WIDTH) + cols
-        tl.store(partial + share_at, tl.sum(share, 0), inside)
+        partial_at = first.to(tl.int64) * (GROUPS * WIDTH) + cols
+        tl.store(partial + partial_at, tl.sum(partial_dw, 0), inside)

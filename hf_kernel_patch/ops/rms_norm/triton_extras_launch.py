@@ -20,7 +20,7 @@ from hf_kernel_patch.ops.rms_norm import triton_extras_kernels as kernels
 from hf_kernel_patch.ops.rms_norm.extras import Extras
 from hf_kernel_patch.ops.rows.norm import (
     _SUM_BLOCK,
-    _sum_plan,
+    _sum_launcher,
     backward_blocks,
     forward_blocks,
     power,
@@ -29,7 +29,7 @@ from hf_kernel_patch.ops.rows.norm import (
 Gradients = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
-class _Plan(NamedTuple):
+class _Prepared(NamedTuple):
     """What a launch needs that does not depend on the number of rows."""
 
     launch: Launch
@@ -68,7 +68,7 @@ def _static(
 
 
 @cache
-def _forward_plan(
+def _prepare_forward(
     dtype: torch.dtype,
     weight: torch.dtype | None,
     gate: torch.dtype | None,
@@ -77,13 +77,13 @@ def _forward_plan(
     cast_first: bool,
     extras: Extras,
     unit: int = 0,
-) -> _Plan:
+) -> _Prepared:
     size, groups, *rest = _static(width, weight is not None, offset, cast_first, extras)
     rows, warps, *_ = forward_blocks(size)
     static = (size, groups, *rest, unit, rows, power(size))
     launch = launcher(kernels.forward_kernel, static if unit else (0,) * 5 + static, warps)
     absent = (None,) * ((weight is None) + (gate is None))
-    return _Plan(launch, rows, groups, 0, absent)
+    return _Prepared(launch, rows, groups, 0, absent)
 
 
 def forward(
@@ -103,12 +103,12 @@ def forward(
         gate: as x.
     """
     width = x.shape[-1]
-    kind = x.dtype, _dtype(weight), _dtype(gate), width, offset, cast_first, extras
+    key = x.dtype, _dtype(weight), _dtype(gate), width, offset, cast_first, extras
     made = out_dtype(x.dtype, _dtype(weight), gate is not None, cast_first, extras)
     out = torch.empty_like(x, dtype=made)
     if not x.numel():
         return out
-    plan = _forward_plan(*kind)
+    prepared = _prepare_forward(*key)
     numbers: tuple[int, ...] = ()
     given = [tensor for tensor in (x, weight, gate) if tensor is not None]
     if not all(tensor.is_contiguous() for tensor in given):
@@ -116,15 +116,15 @@ def forward(
         if walk is None or (weight is not None and not weight.is_contiguous()):
             x, weight, gate = x.contiguous(), _dense(weight), _dense(gate)
             return out.copy_(forward(x, weight, gate, eps, offset, cast_first, extras))
-        plan, numbers = _forward_plan(*kind, walk.unit), walk.numbers
+        prepared, numbers = _prepare_forward(*key, walk.unit), walk.numbers
     rows = x.numel() // width
-    programs = cdiv(rows, plan.rows) * plan.groups
-    plan.launch(programs, [x, out, *given[1:]], (*plan.absent, rows, eps, *numbers))
+    programs = cdiv(rows, prepared.rows) * prepared.groups
+    prepared.launch(programs, [x, out, *given[1:]], (*prepared.absent, rows, eps, *numbers))
     return out
 
 
 @cache
-def _backward_plan(
+def _prepare_backward(
     dtype: torch.dtype,
     grad: torch.dtype,
     weight: torch.dtype | None,
@@ -136,15 +136,15 @@ def _backward_plan(
     cast_first: bool,
     extras: Extras,
     unit: int = 0,
-) -> _Plan:
+) -> _Prepared:
     size, groups, *rest = _static(width, weight is not None, offset, cast_first, extras)
-    itemsize = sum(kind.itemsize for kind in (dtype, grad, gate) if kind)
-    rows, warps, stages, share = backward_blocks(size, itemsize, shared_memory(device))
+    itemsize = sum(one.itemsize for one in (dtype, grad, gate) if one)
+    rows, warps, stages, programs_per_sm = backward_blocks(size, itemsize, shared_memory(device))
     static = (size, groups, *rest, with_weight, unit, rows, power(size), stages)
     launch = launcher(kernels.backward_kernel, static if unit else (0,) * 7 + static, warps)
     absent = (None,) * (2 * (weight is None) + 2 * (gate is None))
-    programs = max(1, share * processors(device) // groups)
-    return _Plan(launch, rows, groups, programs, absent)
+    programs = max(1, programs_per_sm * processors(device) // groups)
+    return _Prepared(launch, rows, groups, programs, absent)
 
 
 def backward(
@@ -181,10 +181,10 @@ def backward(
                 grad_gate.copy_(made[2])
             return grad_x.copy_(made[0]), made[1], grad_gate
         unit, numbers = walk
-    kinds = x.dtype, grad.dtype, _dtype(weight), _dtype(gate), width, with_weight, x.device
-    plan = _backward_plan(*kinds, offset, cast_first, extras, unit)
+    key = x.dtype, grad.dtype, _dtype(weight), _dtype(gate), width, with_weight, x.device
+    prepared = _prepare_backward(*key, offset, cast_first, extras, unit)
     rows = x.numel() // width
-    programs = programs_for(cdiv(rows, plan.rows), plan.programs)
+    programs = programs_for(cdiv(rows, prepared.rows), prepared.programs)
     tensors, partial = [x, grad, grad_x], grad_x  # in place of what is not needed
     if grad_weight is not None:
         partial = torch.empty((programs, width), dtype=torch.float32, device=x.device)
@@ -192,9 +192,9 @@ def backward(
         tensors += [weight, partial]
     if gate is not None and grad_gate is not None:
         tensors += [gate, grad_gate]
-    plan.launch(programs * plan.groups, tensors, (*plan.absent, rows, eps, *numbers))
+    prepared.launch(programs * prepared.groups, tensors, (*prepared.absent, rows, eps, *numbers))
     if grad_weight is not None:
-        add_up = _sum_plan(grad_weight.dtype, width)
+        add_up = _sum_launcher(grad_weight.dtype, width)
         add_up(cdiv(width, _SUM_BLOCK), (partial, grad_weight), (programs,))
     return grad_x, grad_weight, grad_gate
 

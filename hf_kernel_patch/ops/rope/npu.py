@@ -69,8 +69,8 @@ def rope(
     if angles != ELEMENTS:
         cos, sin = (_of_elements(angle, pairs, angles) for angle in (cos, sin))
     needed = q.requires_grad or (k is not None and k.requires_grad)
-    turn = _RoPE.apply if torch.is_grad_enabled() and needed else _both
-    return shaped_as(shape, turn(q, k, cos, sin, options))
+    rotate = _RoPE.apply if torch.is_grad_enabled() and needed else _both
+    return shaped_as(shape, rotate(q, k, cos, sin, options))
 
 
 def _of_elements(angle: torch.Tensor, pairs: str, angles: str) -> torch.Tensor:
@@ -93,19 +93,19 @@ def _rotate(
 ) -> torch.Tensor:
     # (B, S, heads, D) at all times: attention's q and k lie like that, and the operator's page
     # advises against (B, heads, S, D), whose batch times heads CANN limits by the length.
-    turn = options.unsqueeze_dim == 1
-    rows = x.transpose(1, 2) if turn else x
+    transpose = options.unsqueeze_dim == 1
+    rows = x.transpose(1, 2) if transpose else x
     promoted = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), sin.dtype)
     to = torch.promote_types(promoted, torch.float32) if options.upcast else promoted
     width = cos.shape[-1]
     cos, sin = cos.unsqueeze(2).to(to), sin.unsqueeze(2).to(to)
-    turned = rows[..., :width].to(to)
+    rotary = rows[..., :width].to(to)
     if options.sorted == "before":
-        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        rotary = rotary.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     if options.mode == "half":
-        out = torch_npu.npu_rotary_mul(turned, cos, sin)
+        out = torch_npu.npu_rotary_mul(rotary, cos, sin)
     else:
-        out = torch_npu.npu_rotary_mul(turned, cos, sin, options.mode)
+        out = torch_npu.npu_rotary_mul(rotary, cos, sin, options.mode)
     if options.scale != 1.0:
         out = out.mul_(options.scale)
     if options.sorted == "after":
@@ -113,7 +113,7 @@ def _rotate(
     if width < x.shape[-1]:
         out = torch.cat((out, rows[..., width:].to(to)), dim=-1)
     out = out.to(x.dtype if options.cast else promoted)
-    return out.transpose(1, 2) if turn else out
+    return out.transpose(1, 2) if transpose else out
 
 
 class _RoPE(torch.autograd.Function):
@@ -143,9 +143,9 @@ class _RoPE(torch.autograd.Function):
             back = sin.roll(sin.shape[-1] // 2, -1).neg()
         else:
             back = sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2).neg()
-        turn = _RoPE.apply if torch.is_grad_enabled() else _both
+        rotate = _RoPE.apply if torch.is_grad_enabled() else _both
         q_dtype, k_dtype = ctx.dtypes
         if k_dtype is None:
             grad_k = None  # autograd makes zeros of a gradient that nobody gave
-        found, other = turn(grad_q, grad_k, cos, back, ctx.options.back())
+        found, other = rotate(grad_q, grad_k, cos, back, ctx.options.back())
         return found.to(q_dtype), None if other is None else other.to(k_dtype), None, None, None

@@ -68,11 +68,11 @@ def rope(
         to = dtype or (torch.promote_types(promoted, torch.float32) if upcast else promoted)
         first, second = _pairs(x[..., :width].to(to), pairs != HALVES)
         (cos1, cos2), (sin1, sin2) = (of_pairs(angle.to(to)) for angle in (cos, sin))
-        turned = first * cos1 - second * sin1, second * cos2 + first * sin2
+        rotated = first * cos1 - second * sin1, second * cos2 + first * sin2
         if pairs == INTERLEAVED:
-            joined = torch.stack(turned, dim=-1).flatten(-2)
+            joined = torch.stack(rotated, dim=-1).flatten(-2)
         else:
-            joined = torch.cat(turned, dim=-1)
+            joined = torch.cat(rotated, dim=-1)
         return torch.cat((joined, x[..., width:].to(to)), dim=-1).to(out)
 
     return rotated(q), None if k is None else rotated(k)

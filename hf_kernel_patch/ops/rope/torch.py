@@ -16,7 +16,7 @@ from hf_kernel_patch.ops.rope.shapes import (
 
 #: Whether pairs are neighbours while they are rotated, and whether neighbours become halves before
 #: that, or halves neighbours after it.
-Order = tuple[bool, bool, bool]
+Layout = tuple[bool, bool, bool]
 
 
 def rope(
@@ -34,15 +34,15 @@ def rope(
     given = torch.promote_types(cos.dtype, sin.dtype)
     if upcast:
         cos, sin = cos.float(), sin.float()
-    order = (pairs == INTERLEAVED, pairs == TO_HALVES, False)
-    cos, signed = _of_elements(cos, sin, order[0], angles)
+    layout = (pairs == INTERLEAVED, pairs == TO_HALVES, False)
+    cos, signed = _of_elements(cos, sin, layout[0], angles)
     cos, signed = cos.unsqueeze(unsqueeze_dim), signed.unsqueeze(unsqueeze_dim)
 
-    def turned(x: torch.Tensor) -> torch.Tensor:
+    def rotated(x: torch.Tensor) -> torch.Tensor:
         to = x.dtype if cast else torch.promote_types(x.dtype, given)
-        return _turn(x, cos, signed, to, order)
+        return _rotate_tracked(x, cos, signed, to, layout)
 
-    return turned(q), None if k is None else turned(k)
+    return rotated(q), None if k is None else rotated(k)
 
 
 def _of_elements(
@@ -66,24 +66,24 @@ def _joined(first: torch.Tensor, second: torch.Tensor, neighbours: bool) -> torc
     return torch.cat((first, second), dim=-1)
 
 
-def _turn(
-    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, order: Order
+def _rotate_tracked(
+    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, layout: Layout
 ) -> torch.Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
-        out: torch.Tensor = _Rotate.apply(x, cos, signed, dtype, order)
+        out: torch.Tensor = _Rotate.apply(x, cos, signed, dtype, layout)
         return out
-    return _rotate(x, cos, signed, dtype, order)
+    return _rotate(x, cos, signed, dtype, layout)
 
 
 def _rotate(
-    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, order: Order
+    x: torch.Tensor, cos: torch.Tensor, signed: torch.Tensor, dtype: torch.dtype, layout: Layout
 ) -> torch.Tensor:
     width = cos.shape[-1]
-    neighbours, to_halves, to_neighbours = order
-    turned = x[..., :width] if width < x.shape[-1] else x
+    neighbours, to_halves, to_neighbours = layout
+    rotary = x[..., :width] if width < x.shape[-1] else x
     if to_halves:
-        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    out, other = turned * cos, _swapped(turned, neighbours) * signed
+        rotary = rotary.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    out, other = rotary * cos, _swapped(rotary, neighbours) * signed
     out = out.add_(other) if out.dtype == other.dtype else out + other
     if to_neighbours:
         out = out.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
@@ -109,16 +109,16 @@ class _Rotate(torch.autograd.Function):
         cos: torch.Tensor,
         signed: torch.Tensor,
         dtype: torch.dtype,
-        order: Order,
+        layout: Layout,
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, signed)
-        ctx.dtype, ctx.order = x.dtype, order
-        return _rotate(x, cos, signed, dtype, order)
+        ctx.dtype, ctx.layout = x.dtype, layout
+        return _rotate(x, cos, signed, dtype, layout)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         cos, signed = ctx.saved_tensors
-        neighbours, to_halves, to_neighbours = ctx.order
-        order = neighbours, to_neighbours, to_halves
+        neighbours, to_halves, to_neighbours = ctx.layout
+        layout = neighbours, to_neighbours, to_halves
         back = _swapped(signed, neighbours)
-        return _turn(grad, cos, back, ctx.dtype, order), None, None, None, None
+        return _rotate_tracked(grad, cos, back, ctx.dtype, layout), None, None, None, None

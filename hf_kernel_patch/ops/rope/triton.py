@@ -34,7 +34,7 @@ from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE,
 #: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, of the results, and of the
 #: angles. The last of the angles are half as wide as what is rotated.
 _WIDE = ONE + 1
-_PLACES = {
+_LAYOUTS = {
     (HALVES, ELEMENTS): (IN_HALVES, IN_HALVES, IN_HALVES),
     (HALVES, FIRST_HALF): (IN_HALVES, IN_HALVES, ONE),
     (HALVES, PER_PAIR): (IN_HALVES, IN_HALVES, _WIDE),
@@ -79,9 +79,9 @@ def _rotate(
     written: int,
     angles: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q and k turned by the angles in one launch, or ``back`` by the transpose of that.
+    """q and k rotated by the angles in one launch, or ``back`` by the transpose of that.
 
-    The last three say where pairs are, as ``_PLACES`` does.
+    The last three say where pairs are, as ``_LAYOUTS`` does.
     """
     shape, k_heads = q.shape, k.shape[unsqueeze_dim]
     batch, q_heads, tokens, size = shape
@@ -187,7 +187,7 @@ def rope(
             to = torch.promote_types(to, sin.dtype)
         q_dtype, k_dtype = torch.promote_types(q_dtype, to), torch.promote_types(k_dtype, to)
     lie = inner(q, unsqueeze_dim)
-    options = unsqueeze_dim, q_dtype, k_dtype, lie, False, *_PLACES[pairs, angles]
+    options = unsqueeze_dim, q_dtype, k_dtype, lie, False, *_LAYOUTS[pairs, angles]
     if torch.compiler.is_compiling():
         return _operator(q, k, cos, sin, *options)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):

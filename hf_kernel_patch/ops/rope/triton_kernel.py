@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.heads.triton import dense, heads, load_halves, place, rows, turned
+from hf_kernel_patch.ops.heads.triton import block_of, dense, heads, load_halves, rotated, rows
 
 #: Where the elements of a pair are: in the halves of a row, or side by side. ONE is for angles that
 #: hold for both.
@@ -107,7 +107,7 @@ def rope_kernel(
     ANGLES: tl.constexpr,
     UNIT: tl.constexpr,
 ):
-    batch, t, group = place(tl.program_id(0), tokens, GROUPS, BLOCK_T)
+    batch, t, group = block_of(tl.program_id(0), tokens, GROUPS, BLOCK_T)
     here = t < tokens
     qh = heads(group, BLOCK_Q)
     q_mask = here & (qh < QH)
@@ -123,12 +123,12 @@ def rope_kernel(
     angle = rows(batch, t, 0, cos_batch, cos_token, 0, UNIT)
     cos1, cos2 = load_pairs(cos + angle, here, R, HALF, ANGLES)
     sin1, sin2 = load_pairs(sin + angle, here, R, HALF, ANGLES)
-    q1, q2 = turned(q1, q2, cos1, cos2, sin1, sin2, BACK)
+    q1, q2 = rotated(q1, q2, cos1, cos2, sin1, sin2, BACK)
     q_out += dense(batch, t, qh, tokens, QH, D, INNER)
     store_pairs(q_out, q1, q2, q_mask, R, HALF, WRITTEN)
     store_tail(q_out, q3, q_mask, D, R, TAIL)
     if KH > 0:
-        k1, k2 = turned(k1, k2, cos1, cos2, sin1, sin2, BACK)
+        k1, k2 = rotated(k1, k2, cos1, cos2, sin1, sin2, BACK)
         k_out += dense(batch, t, kh, tokens, KH, D, INNER)
         store_pairs(k_out, k1, k2, k_mask, R, HALF, WRITTEN)
         store_tail(k_out, k3, k_mask, D, R, TAIL)

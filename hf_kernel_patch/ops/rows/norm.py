@@ -30,8 +30,8 @@ class Blocks(NamedTuple):
     rows: int
     warps: int
     stages: int = 1
-    #: Programs to a multiprocessor, where they loop.
-    share: int = 0
+    #: Of programs that loop.
+    programs_per_sm: int = 0
 
 
 def forward_blocks(width: int) -> Blocks:
@@ -60,7 +60,7 @@ def power(width: int) -> int:
     return 1 << (width - 1).bit_length()
 
 
-class _Plan(NamedTuple):
+class _Prepared(NamedTuple):
     """What a launch needs that does not depend on the number of rows."""
 
     launch: Launch
@@ -76,7 +76,7 @@ class _Plan(NamedTuple):
 
 
 @cache
-def _forward_plan(
+def _prepare_forward(
     dtype: torch.dtype,
     weight: torch.dtype,
     other: torch.dtype | None,
@@ -85,18 +85,18 @@ def _forward_plan(
     offset: float,
     cast_first: bool,
     unit: int = 0,
-) -> _Plan:
+) -> _Prepared:
     total, out = dtypes(dtype, weight, other, adds, cast_first)
     offset = 0.0 if cast_first else offset
     if width > WIDEST:
         static: tuple[Any, ...] = (width, offset, cast_first, _WIDE_BLOCK)
         launch = launcher(kernels.wide_forward_kernel, static, _WIDE_WARPS)
-        return _Plan(launch, 1, 0, (), out, total)
+        return _Prepared(launch, 1, 0, (), out, total)
     rows, warps, *_ = forward_blocks(width)
     static = (width, offset, cast_first, unit, rows, power(width))
     launch = launcher(kernels.forward_kernel, static if unit else (0,) * 5 + static, warps)
     absent = () if adds else (None,) if other else (None, None)
-    return _Plan(launch, rows, 0, absent, out, total)
+    return _Prepared(launch, rows, 0, absent, out, total)
 
 
 def dtypes(
@@ -126,10 +126,10 @@ def forward(
         other: as x: with ``adds`` what to add to x before it is normalised, else the gate.
     """
     width = x.shape[-1]
-    kind = x.dtype, weight.dtype, None if other is None else other.dtype, adds, width
-    plan = _forward_plan(*kind, offset, cast_first)
-    out = torch.empty_like(x, dtype=plan.out)
-    total = torch.empty_like(x, dtype=plan.total) if adds else None
+    key = x.dtype, weight.dtype, None if other is None else other.dtype, adds, width
+    prepared = _prepare_forward(*key, offset, cast_first)
+    out = torch.empty_like(x, dtype=prepared.out)
+    total = torch.empty_like(x, dtype=prepared.total) if adds else None
     elements = x.numel()
     if not elements:
         return out, total
@@ -141,12 +141,14 @@ def forward(
     rows = elements // width
     numbers = (rows, eps) if width <= WIDEST else (eps,)
     if flat:
-        plan.launch(cdiv(rows, plan.rows), tensors, plan.absent + numbers)
+        prepared.launch(cdiv(rows, prepared.rows), tensors, prepared.absent + numbers)
         return out, total
     walk = strides_of(out, x, x if other is None else other) if width <= WIDEST else None
     if walk is not None and weight.is_contiguous():
-        plan = _forward_plan(*kind, offset, cast_first, walk.unit)
-        plan.launch(cdiv(rows, plan.rows), tensors, plan.absent + numbers + walk.numbers)
+        prepared = _prepare_forward(*key, offset, cast_first, walk.unit)
+        prepared.launch(
+            cdiv(rows, prepared.rows), tensors, prepared.absent + numbers + walk.numbers
+        )
         return out, total
     dense = x.contiguous(), weight.contiguous(), None if other is None else other.contiguous()
     made, added = forward(*dense, adds, eps, offset, cast_first)
@@ -156,7 +158,7 @@ def forward(
 
 
 @cache
-def _backward_plan(
+def _prepare_backward(
     dtype: torch.dtype,
     grad: torch.dtype,
     weight: torch.dtype,
@@ -168,23 +170,23 @@ def _backward_plan(
     offset: float,
     cast_first: bool,
     unit: int = 0,
-) -> _Plan:
+) -> _Prepared:
     offset = 0.0 if cast_first else offset
     if width > WIDEST_BACKWARD:
         static: tuple[Any, ...] = (width, offset, with_weight, _WIDE_BLOCK)
         launch = launcher(kernels.wide_backward_kernel, static, _WIDE_WARPS)
-        return _Plan(launch, 1, processors(device), (), dtype, dtype)
-    itemsize = sum(kind.itemsize for kind in (dtype, grad, other) if kind)
-    rows, warps, stages, share = backward_blocks(width, itemsize, shared_memory(device))
+        return _Prepared(launch, 1, processors(device), (), dtype, dtype)
+    itemsize = sum(one.itemsize for one in (dtype, grad, other) if one)
+    rows, warps, stages, programs_per_sm = backward_blocks(width, itemsize, shared_memory(device))
     static = (width, offset, cast_first, with_weight, unit, rows, power(width), stages)
     launch = launcher(kernels.backward_kernel, static if unit else (0,) * 7 + static, warps)
     absent = () if gated else (None,) if other else (None, None)
-    return _Plan(launch, rows, share * processors(device), absent, dtype, dtype)
+    return _Prepared(launch, rows, programs_per_sm * processors(device), absent, dtype, dtype)
 
 
 @cache
-def _sum_plan(dtype: torch.dtype, width: int) -> Launch:
-    """Sums the programs' shares of the weight's gradient."""
+def _sum_launcher(dtype: torch.dtype, width: int) -> Launch:
+    """Sums the programs' parts of the weight's gradient."""
     return launcher(kernels.sum_kernel, (width, _SUM_ROWS, _SUM_BLOCK), _SUM_WARPS)
 
 
@@ -211,7 +213,7 @@ def backward(
     if not elements:
         return grad_x, grad_weight.zero_() if with_weight else None, grad_gate
     inputs = [tensor for tensor in (x, grad, weight, other) if tensor is not None]
-    kind = x.dtype, grad.dtype, weight.dtype, None if other is None else other.dtype, gated
+    key = x.dtype, grad.dtype, weight.dtype, None if other is None else other.dtype, gated
     options = with_weight, width, x.device, offset, cast_first
     numbers: tuple[int, ...] = ()
     unit = 0
@@ -225,9 +227,9 @@ def backward(
                 grad_gate.copy_(made[2])
             return grad_x.copy_(made[0]), made[1], grad_gate
         unit, numbers = walk
-    plan = _backward_plan(*kind, *options, unit)
+    prepared = _prepare_backward(*key, *options, unit)
     rows = elements // width
-    programs = programs_for(cdiv(rows, plan.rows), plan.programs)
+    programs = programs_for(cdiv(rows, prepared.rows), prepared.programs)
     partial = grad_x  # in place of what is not needed
     if with_weight:
         make = torch.zeros if width > WIDEST_BACKWARD else torch.empty
@@ -235,9 +237,9 @@ def backward(
     tensors = [*inputs[:3], grad_x, partial, *inputs[3:]]
     if grad_gate is not None:
         tensors.append(grad_gate)
-    plan.launch(programs, tensors, (*plan.absent, rows, eps, *numbers))
+    prepared.launch(programs, tensors, (*prepared.absent, rows, eps, *numbers))
     if with_weight:
-        launch = _sum_plan(weight.dtype, width)
+        launch = _sum_launcher(weight.dtype, width)
         launch(cdiv(width, _SUM_BLOCK), (partial, grad_weight), (programs,))
     return grad_x, grad_weight if with_weight else None, grad_gate
 

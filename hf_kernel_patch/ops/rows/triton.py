@@ -83,7 +83,7 @@ def backward_kernel(
     grad,  # (rows, WIDTH)
     weight,  # (WIDTH,)
     grad_x,  # (rows, WIDTH), dense
-    partial,  # (programs, WIDTH) float32: each program's share of the weight's gradient
+    partial,  # (programs, WIDTH) float32: each program's part of the weight's gradient
     other,  # (rows, WIDTH): with a grad_gate the gate, without what to add to grad_x; or None
     grad_gate,  # (rows, WIDTH), dense, or None
     rows: tl.int64,
@@ -106,7 +106,7 @@ def backward_kernel(
 ):
     cols = tl.arange(0, BLOCK)
     w = tl.load(weight + cols, cols < WIDTH, 0.0).to(tl.float32)[None, :] + OFFSET
-    share = tl.zeros([ROWS, BLOCK], tl.float32)
+    partial_dw = tl.zeros([ROWS, BLOCK], tl.float32)
     first, last = tl.program_id(0), tl.cdiv(rows, ROWS)
     for block in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
         row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -133,10 +133,10 @@ def backward_kernel(
         if other is not None and grad_gate is None:
             dx += z
         if WITH_WEIGHT:
-            share += g * normed
+            partial_dw += g * normed
         tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask)
     if WITH_WEIGHT:
-        tl.store(partial + first.to(tl.int64) * WIDTH + cols, tl.sum(share, 0), cols < WIDTH)
+        tl.store(partial + first.to(tl.int64) * WIDTH + cols, tl.sum(partial_dw, 0), cols < WIDTH)
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -181,7 +181,7 @@ def wide_backward_kernel(
     WITH_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Dense rows, read twice; the shares of the weight's gradient are kept in ``partial``."""
+    """Dense rows, read twice; the parts of the weight's gradient are kept in ``partial``."""
     first = tl.program_id(0).to(tl.int64)
     for row in range(first, rows, tl.num_programs(0)):
         at = row * WIDTH

@@ -66,7 +66,7 @@ def value_and_slope(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _place(n, BLOCK: tl.constexpr, UNIT: tl.constexpr):
+def _elements_of(n, BLOCK: tl.constexpr, UNIT: tl.constexpr):
     """A program's first element, its elements after that, and which of them there are."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     i = tl.arange(0, BLOCK)
@@ -98,7 +98,7 @@ def _forward_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start, i, mask = _place(n, BLOCK, UNIT)
+    start, i, mask = _elements_of(n, BLOCK, UNIT)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
     activated, _ = value_and_slope(g, ACTIVATION)
@@ -122,7 +122,7 @@ def _backward_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start, i, mask = _place(n, BLOCK, UNIT)
+    start, i, mask = _elements_of(n, BLOCK, UNIT)
     d = tl.load(grad + _offsets(start, i, grad_row, WIDTH, UNIT), mask).to(tl.float32)
     g = tl.load(gate + _offsets(start, i, gate_row, WIDTH, UNIT), mask).to(tl.float32)
     u = tl.load(up + _offsets(start, i, up_row, WIDTH, UNIT), mask).to(tl.float32)
