@@ -3,6 +3,14 @@
 A logit is scaled and capped, y = c tanh(s x / c). With p = exp(y - L), L = log sum exp y, a row's
 loss is (1 - e) (L - y_t) + e (L - mean y) + z L^2 and its gradient by y is
 p (1 + 2 z L) - (1 - e) [t] - e / V.
+
+Whole rows (``rows_kernel``), a row at a time to a program:
+  1. one pass over the row: max y and sum exp(y - max), rescaled whenever the max grows (the online
+     softmax of Milakov and Gimelshein 2018, arXiv:1805.02867), and what metrics and smoothing need;
+  2. the loss from these and the label's y;
+  3. a second pass, mostly from the cache: the gradient in place of the logits.
+Slices of the vocabulary: ``observe_kernel`` does step 1 for a slice and merges it into the row's
+state; when all slices were seen, ``logits_grad_kernel`` does step 3 for each.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -36,7 +44,10 @@ def _capped(x, scale, softcap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _columns(begin, BLOCK: tl.constexpr):
-    """(BLOCK / 8, 8) columns; the eight of a lane are one load of a thread."""
+    """(BLOCK / 8, 8) columns; the eight of a lane are one load of a thread.
+
+    Each lane keeps a max and sums of its own, so that lanes meet once a row and not once a block.
+    """
     return begin + tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
 
 
@@ -71,6 +82,7 @@ def _scan(
             first = tl.min(tl.where(y == most[:, None], at, WIDTH), 1)
             best = tl.where(most > high, first, best)
         most = tl.maximum(most, high)
+        # A lane that has seen nothing but -inf would compute -inf - -inf.
         base = tl.where(most == float("-inf"), 0.0, most)
         p = tl.exp(y - base[:, None])
         shrink = tl.exp(high - base)

@@ -1,4 +1,16 @@
-"""qk_norm_rope in Triton, the kernels: one read of q and k forward, of gradients too backward."""
+"""qk_norm_rope in Triton, the kernels: one read of q and k forward, of gradients too backward.
+
+A row, one head of one token, is held in three parts: the first elements of its pairs, the second
+elements, and what is not rotated. Forward, for the heads of a token:
+  1. rstd = 1 / sqrt(mean(x^2) + eps), over all three parts;
+  2. x rstd w, rounded where the original rounds;
+  3. rotate the first two parts; store all three.
+Backward:
+  1. rotate the gradients back, by the transpose;
+  2. dx = rstd (g w - x rstd mean(g w x rstd)), with g the gradient of the scaled row;
+  3. dw += g x rstd, in registers, over the tokens that the program loops over;
+  4. a second kernel adds up the programs' parts of dw.
+"""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -48,6 +60,7 @@ def _differentiated(x1, x2, x3, g1, g2, g3, w1, w2, w3, mask, D: tl.constexpr, E
 
     d(x rstd) = rstd (g w - normed mean(g w normed)).
     """
+    # A row that is not there has no squares, so that without eps its rstd would be inf.
     rstd = tl.where(mask, tl.rsqrt(_dot(x1, x2, x3, x1, x2, x3) / D + EPS), 0.0)
     x1, x2, x3 = x1 * rstd, x2 * rstd, x3 * rstd
     s1, s2, s3 = g1 * x1, g2 * x2, g3 * x3
@@ -224,7 +237,7 @@ def sum_kernel(
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Sums the programs' parts, always in the same order."""
+    """Sums the programs' parts, always in the same order: the same bits each time."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([STEP, BLOCK], tl.float32)
     for start in range(0, programs, STEP):

@@ -2,6 +2,12 @@
 
 One read and one write each way, a few groups to a program, held in registers. Arithmetic is in
 float32 throughout. Nothing compiled depends on the number of rows.
+
+The steps are those of ``rows/triton.py`` with a group in place of a row, and
+  * a gate that is applied before the norm: x silu(gate) takes the place of x, and the gradient of
+    that product goes to both;
+  * rstd rounded to x's dtype before it is used (CAST_SCALE);
+  * no weight: the norm is only rounded.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -130,7 +136,10 @@ def backward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A looping program takes one group of every so many rows."""
+    """A looping program takes one group of every so many rows.
+
+    It stays with its group, so that weight and dw are in its registers from end to end.
+    """
     group, first = tl.program_id(0) % GROUPS, tl.program_id(0) // GROUPS
     inside = tl.arange(0, BLOCK) < WIDTH
     cols = group.to(tl.int64) * WIDTH + tl.arange(0, BLOCK)

@@ -1,4 +1,12 @@
-"""The kernel of rope in Triton. Pairs are halves of a row, or neighbours, read as they lie."""
+"""The kernel of rope in Triton. Pairs are halves of a row, or neighbours, read as they lie.
+
+  1. A program takes a block of tokens and a group of the heads of q and k.
+  2. It loads cos and sin of its tokens once, for all of its heads.
+  3. It loads the pairs (a, b) of q and k, and what follows the first R elements of a head.
+  4. (a, b) becomes (a cos - b sin, b cos + a sin), or with BACK the transpose of that, in float32.
+  5. It stores them rounded once, and what follows unchanged.
+The backward is the same kernel with BACK, where results and inputs have changed places.
+"""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -114,7 +122,7 @@ def rope_kernel(
     q += rows(batch, t, qh, q_batch, q_token, q_head, UNIT)
     q1, q2 = load_pairs(q, q_mask, R, HALF, READ)
     q3 = load_tail(q, q_mask, D, R, TAIL)
-    if KH > 0:
+    if KH > 0:  # k may be absent
         kh = heads(group, BLOCK_K)
         k_mask = here & (kh < KH)
         k += rows(batch, t, kh, k_batch, k_token, k_head, UNIT)

@@ -2,6 +2,18 @@
 
 One read and one write each way: many short rows or one long row to a program, held in registers.
 Arithmetic is in float32 throughout. Nothing compiled depends on the number of rows.
+
+Forward, for each row x of H elements:
+  1. add the residual, rounded to the sum's dtype, and store the sum (add_rms_norm alone);
+  2. rstd = 1 / sqrt(mean(x^2) + eps);
+  3. y = x rstd w, rounded where the original rounds;
+  4. times silu(gate), where there is a gate.
+Backward, with g = dy w, for each row:
+  1. rstd again: reading x is cheaper than having kept what was made of it;
+  2. with a gate: its gradient, and dy times silu(gate);
+  3. dx = rstd (g - x rstd mean(g x rstd)), plus the gradient of the sum (add_rms_norm alone);
+  4. dw += dy x rstd, in registers, over the rows that the program loops over;
+  5. a second kernel adds up the programs' parts of dw.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -62,6 +74,7 @@ def forward_kernel(
     x_at = _offsets(row, cols, inner, x_outer, x_step, WIDTH, UNIT)
     wide = tl.load(x + x_at, mask, 0.0).to(tl.float32)
     w = tl.load(weight + cols, cols < WIDTH, 0.0).to(tl.float32)[None, :] + OFFSET
+    # What the norm is of: the sum is rounded to its dtype before it is normalised, as in eager.
     dtype: tl.constexpr = x.dtype.element_ty if total is None else total.dtype.element_ty
     if other is not None:
         y_at = _offsets(row, cols, inner, y_outer, y_step, WIDTH, UNIT)
@@ -106,7 +119,11 @@ def backward_kernel(
 ):
     cols = tl.arange(0, BLOCK)
     w = tl.load(weight + cols, cols < WIDTH, 0.0).to(tl.float32)[None, :] + OFFSET
+    # One sum for each place of the tile, added up over its rows after the loop: adding over rows
+    # inside of it would cost a reduction across warps for each block.
     partial_dw = tl.zeros([ROWS, BLOCK], tl.float32)
+    # As few programs as fill the device, each looping, since each leaves a part of dw to add up.
+    # With more stages the loads of the next blocks are in flight meanwhile.
     first, last = tl.program_id(0), tl.cdiv(rows, ROWS)
     for block in tl.range(first, last, tl.num_programs(0), num_stages=STAGES):
         row = block * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -150,7 +167,7 @@ def wide_forward_kernel(
     CAST_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One dense row a program, read twice."""
+    """One dense row a program, read twice: it is too wide for registers."""
     x += tl.program_id(0).to(tl.int64) * WIDTH
     out += tl.program_id(0).to(tl.int64) * WIDTH
     squares = tl.zeros([BLOCK], tl.float32)
@@ -185,6 +202,7 @@ def wide_backward_kernel(
     first = tl.program_id(0).to(tl.int64)
     for row in range(first, rows, tl.num_programs(0)):
         at = row * WIDTH
+        # Both sums in one pass: mean(g x rstd) needs rstd only as a factor.
         squares = tl.zeros([BLOCK], tl.float32)
         products = tl.zeros([BLOCK], tl.float32)
         for start in range(0, WIDTH, BLOCK):
@@ -203,7 +221,7 @@ def wide_backward_kernel(
             w = tl.load(weight + cols, cols < WIDTH, 0.0).to(tl.float32) + OFFSET
             dx = rstd * (g * w - normed * mean)
             tl.store(grad_x + at + cols, dx.to(grad_x.dtype.element_ty), cols < WIDTH)
-            if WITH_WEIGHT:
+            if WITH_WEIGHT:  # in memory, as the row is; no other program has this part
                 mine = partial + first * WIDTH + cols
                 tl.store(mine, tl.load(mine, cols < WIDTH, 0.0) + g * normed, cols < WIDTH)
 
@@ -217,7 +235,10 @@ def sum_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of columns, in an order that depends on the shape alone."""
+    """Sums of columns, in an order that depends on the shape alone.
+
+    Without atomics, so that gradients are the same bits each time.
+    """
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, programs, ROWS):

@@ -1,4 +1,10 @@
-"""swiglu in Triton: elementwise over all elements, whatever the rows; the backward recomputes."""
+"""swiglu in Triton: elementwise over all elements, whatever the rows; the backward recomputes.
+
+Forward: 1. load gate and up; 2. activate the gate in float32, rounded as the original rounds it;
+3. store the product.
+Backward: 1. load the gradient, gate and up; 2. the activation and its derivative again, which are
+cheaper to compute than to read; 3. store both gradients.
+"""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -75,13 +81,17 @@ def _elements_of(n, BLOCK: tl.constexpr, UNIT: tl.constexpr):
 
 @triton.jit
 def _offsets(start, i, row_stride, WIDTH: tl.constexpr, UNIT: tl.constexpr):
-    """Where these elements of rows of WIDTH lie; WIDTH 0 is for a dense tensor."""
+    """Where these elements of rows of WIDTH lie; WIDTH 0 is for a dense tensor.
+
+    Rows have strides where gate and up are the halves of one projection. The division in 64 bits is
+    once a program; what is left of it an element fits 32 bits.
+    """
     if WIDTH == 0:
         return start + i
     else:
         row = start // WIDTH
         column = (start - row * WIDTH).to(tl.int32) + i
-        row_stride = row_stride // UNIT * UNIT
+        row_stride = row_stride // UNIT * UNIT  # no change, but Triton sees a multiple of UNIT
         return (row + column // WIDTH) * row_stride + column % WIDTH
 
 
