@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
+from hf_kernel_patch.ops.moe.experts import flatten
 
 #: Why most kernels leave experts with a ``reference.Gating``.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
@@ -49,7 +50,7 @@ class TorchFusedMoE(BaseKernel):
 
         if torch.is_autocast_enabled(hidden.device.type):
             return "autocast chooses the dtype of the products"
-        parts = _flat(gate_up, down)
+        parts = flatten(gate_up, down)
         if not isinstance(activation, str):
             biases = (activation.gate_up_bias, activation.down_bias)
             parts += [bias for bias in biases if bias is not None]
@@ -89,7 +90,7 @@ class CudaFusedMoE(TritonKernel):
         if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
             return why
         if any(
-            one.device != hidden.device or not one.is_contiguous() for one in _flat(gate_up, down)
+            one.device != hidden.device or not one.is_contiguous() for one in flatten(gate_up, down)
         ):
             return "the experts are on another device or not contiguous"
         if index is not None and index.numel() >= 1 << 31:
@@ -123,7 +124,7 @@ class NpuFusedMoE(BaseKernel):
             return f"npu_swiglu computes silu, not {activation}"
         import torch
 
-        experts = _flat(gate_up, down)
+        experts = flatten(gate_up, down)
         cast = torch.is_autocast_enabled("npu")
         if not cast and any(one.dtype != hidden.dtype for one in experts):
             return "the hidden states and the experts differ in dtype"
@@ -134,10 +135,3 @@ class NpuFusedMoE(BaseKernel):
         if index is not None and (index.numel() >= 16777215 or index.shape[-1] > 512):
             return "npu_moe_token_permute takes 512 experts a token and 16777214 pairs"
         return _why_not(hidden, index, weights, gate_up, down, activation)
-
-
-def _flat(gate_up: Any, down: Any) -> list[Any]:
-    """All weights of the experts, stacked or in lists."""
-    if isinstance(down, list):
-        return [*(part for pair in gate_up for part in pair), *down]
-    return [gate_up, down]

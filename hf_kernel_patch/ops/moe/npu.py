@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ import torch_npu
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.grouped import Weights
-from hf_kernel_patch.ops.moe.reference import Down, GateUp
-from hf_kernel_patch.ops.moe.torch import count_experts, flattened, plain_gradients, products_of
+from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
 
 #: Tensors that npu_grouped_matmul takes in one list.
 LISTED = 128
@@ -45,12 +45,12 @@ def moe(
             gate_up, down = tree_map(lambda weight: weight.to(dtype), (gate_up, down))
         with torch.autocast("npu", enabled=False):
             return moe(hidden, index, weights, gate_up, down, activation)
-    experts = flattened(gate_up, down)
-    routing, weights = _route(index, weights, count_experts(experts), listed=len(experts) > 2)
+    experts = Experts.of(gate_up, down)
+    routing, weights = _route(index, weights, experts.count, experts.listed)
     if torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (hidden, weights, *experts)
+        tensor.requires_grad for tensor in (hidden, weights, *experts.flat)
     ):
-        return _MoE.apply(hidden, weights, routing, *experts)
+        return _MoE.apply(hidden, weights, routing, *experts.flat)
     return _forward(hidden, weights, routing, experts)[0]
 
 
@@ -180,11 +180,11 @@ def _forward(
     hidden: torch.Tensor,
     weights: torch.Tensor,
     routing: _Routing,
-    experts: Sequence[torch.Tensor],
+    experts: Experts,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and what the backward needs: places, gate and up side by side, and the rows."""
-    *first, second = products_of(experts)
-    permuted, places = _permute(hidden.to(experts[0].dtype), routing)
+    *first, second = experts.products
+    permuted, places = _permute(hidden.to(experts.flat[0].dtype), routing)
     parts = [_rows_times(routing, permuted, weight, turn=True) for weight in first]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     rows = _rows_times(routing, torch_npu.npu_swiglu(joined), second, turn=True)
@@ -200,22 +200,23 @@ class _MoE(torch.autograd.Function):
         hidden: torch.Tensor,
         weights: torch.Tensor,
         routing: _Routing,
-        *experts: torch.Tensor,
+        *flat: torch.Tensor,
     ) -> torch.Tensor:
-        out, kept = _forward(hidden, weights, routing, experts)
-        ctx.save_for_backward(hidden, weights, *kept, *routing[:2], *experts)
+        out, kept = _forward(hidden, weights, routing, Experts(flat))
+        ctx.save_for_backward(hidden, weights, *kept, *routing[:2], *flat)
         ctx.sizes = routing[2:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, weights, places, joined, rows, index, counts, *experts = ctx.saved_tensors
+        hidden, weights, places, joined, rows, index, counts, *flat = ctx.saved_tensors
+        experts = Experts(flat)
         routing = _Routing(index, counts, *ctx.sizes)
         if torch.is_grad_enabled():
             again = plain_gradients(grad, hidden, routing.index, weights, "silu", experts)
-            return again[0], again[2], None, *again[4:]
+            return again[0], again[1], None, *again[2:]
         needs_hidden, _, _, *needs_experts = ctx.needs_input_grad
-        *first, second = products_of(experts)
+        *first, second = experts.products
         grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
             rows.to(grad.dtype), grad, places, weights
         )
@@ -224,7 +225,7 @@ class _MoE(torch.autograd.Function):
             routing, grad_rows, lambda: torch_npu.npu_swiglu(joined), second
         )
         if not (needs_hidden or any(needs_experts[: -len(last_grads)])):
-            nothing = [None] * (len(experts) - len(last_grads))
+            nothing = [None] * (len(flat) - len(last_grads))
             return None, grad_weights, None, *nothing, *last_grads
         back = _rows_times(routing, grad_rows, second, turn=False)
         back = torch_npu.npu_swiglu_backward(back, joined)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from hf_kernel_patch.ops.launch import processors
 from hf_kernel_patch.ops.moe import triton_gradients as gradients
 from hf_kernel_patch.ops.moe import triton_products as products
 from hf_kernel_patch.ops.moe import triton_rowwise as rowwise
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.stacks import (
     Stack,
     dtypes_of,
@@ -54,7 +54,7 @@ def forward(
     hidden: torch.Tensor,
     index: torch.Tensor,
     weights: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    experts: Experts,
     activation: str,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, Plan | None]:
@@ -117,7 +117,7 @@ def backward(
     hidden: torch.Tensor,
     index: torch.Tensor,
     weights: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    experts: Experts,
     kept: torch.Tensor,
     order: Plan | None,
     activation: str,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch.nn import functional as F
 
+from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.swiglu.reference import activate
 
 #: Gate and up of every expert: one tensor (E, 2I, H), or E pairs of (I, H).
@@ -98,3 +100,19 @@ def _gated(
         if then is not None:
             x = then(x).to(dtype)
     return x
+
+
+def plain_gradients(
+    grad: torch.Tensor,
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    activation: str,
+    experts: Experts,
+) -> list[torch.Tensor | None]:
+    """Gradients of hidden, weights and the flat experts that can be differentiated again."""
+
+    def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
+        return moe(hidden, index, weights, *Experts(flat).arguments, activation)
+
+    return eager_gradients(eager, (hidden, weights, *experts.flat), (grad,))

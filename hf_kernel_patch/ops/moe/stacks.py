@@ -10,6 +10,7 @@ import torch
 
 from hf_kernel_patch.ops.launch import Launch, launcher, processors
 from hf_kernel_patch.ops.moe import triton_products as products
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.tiles import Tile
 from hf_kernel_patch.ops.moe.triton_routing import Plan
 
@@ -26,18 +27,16 @@ class Stack(NamedTuple):
     k: int
 
 
-def stacks(experts: Sequence[torch.Tensor]) -> tuple[Stack, Stack]:
-    """gate_up and down of (gate_up, down), or of (gates..., ups..., downs...)."""
-    if len(experts) == 2:
-        gate_up, down = experts
-        count, hidden, width = down.shape
+def stacks(experts: Experts) -> tuple[Stack, Stack]:
+    """The weights of gate_up and of down."""
+    count, (hidden, width) = experts.count, experts.sizes
+    if not experts.listed:
+        gate_up, down = experts.flat
         return (
             Stack(gate_up, gate_up, 0, count, 2, width, hidden),
             Stack(down, down, 0, count, 1, hidden, width),
         )
-    count = len(experts) // 3
-    gates, ups, downs = (experts[i * count : (i + 1) * count] for i in range(3))
-    hidden, width = downs[0].shape
+    gates, ups, downs = experts.products
     pairs = [part for pair in zip(gates, ups) for part in pair]
     return (
         Stack(gates[0], *_table(pairs), count, 2, width, hidden),

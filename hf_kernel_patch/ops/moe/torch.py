@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import eager_gradients
-from hf_kernel_patch.ops.moe import reference
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.gated import gated
 from hf_kernel_patch.ops.moe.grouped import Plan, Weights, plan_of, rows_times, takes_grouped
-from hf_kernel_patch.ops.moe.reference import Down, GateUp, Gating
+from hf_kernel_patch.ops.moe.reference import Down, GateUp, Gating, plain_gradients
 from hf_kernel_patch.ops.swiglu.reference import activate
 from hf_kernel_patch.ops.swiglu.torch import activate_backward
 
@@ -33,34 +32,13 @@ def moe(
     if not isinstance(activation, str):
         assert isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor)
         return gated(hidden, index, weights, gate_up, down, activation)
-    experts = flattened(gate_up, down)
+    experts = Experts.of(gate_up, down)
     if torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (hidden, weights, *experts)
+        tensor.requires_grad for tensor in (hidden, weights, *experts.flat)
     ):
-        return _MoE.apply(hidden, index, weights, activation, *experts)
-    plan = plan_of(index, count_experts(experts))
+        return _MoE.apply(hidden, index, weights, activation, *experts.flat)
+    plan = plan_of(index, experts.count)
     return _forward(plan, hidden, weights, experts, activation, keep=False)[0]
-
-
-def flattened(gate_up: GateUp, down: Down) -> tuple[torch.Tensor, ...]:
-    """(gate_up, down) stacked, or (gates..., ups..., downs...) of a list of experts."""
-    if isinstance(gate_up, torch.Tensor):
-        assert isinstance(down, torch.Tensor)
-        return gate_up, down
-    return *(gate for gate, _ in gate_up), *(up for _, up in gate_up), *down
-
-
-def count_experts(experts: Sequence[torch.Tensor]) -> int:
-    """How many experts the flattened weights are of."""
-    return len(experts[0]) if len(experts) == 2 else len(experts) // 3
-
-
-def products_of(experts: Sequence[torch.Tensor]) -> list[Weights]:
-    """The products' weights from the flattened: gate and up in one and down, or three lists."""
-    if len(experts) == 2:
-        return list(experts)
-    count = count_experts(experts)
-    return [list(experts[start : start + count]) for start in range(0, 3 * count, count)]
 
 
 def _weight_gradients(
@@ -87,12 +65,12 @@ def _forward(
     plan: Plan,
     hidden: torch.Tensor,
     weights: torch.Tensor,
-    experts: Sequence[torch.Tensor],
+    experts: Experts,
     activation: str,
     keep: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output, and gate and up of every row, each (rows, I), where the backward needs them."""
-    *first, second = products_of(experts)
+    *first, second = experts.products
     x = hidden[plan.token]
     gate, up = _halves([rows_times(plan, x, weight, turn=True) for weight in first])
     inner = activate(gate, activation).mul_(up)
@@ -113,22 +91,25 @@ class _MoE(torch.autograd.Function):
         index: torch.Tensor,
         weights: torch.Tensor,
         activation: str,
-        *experts: torch.Tensor,
+        *flat: torch.Tensor,
     ) -> torch.Tensor:
-        plan = plan_of(index, count_experts(experts))
+        experts = Experts(flat)
+        plan = plan_of(index, experts.count)
         out, kept = _forward(plan, hidden, weights, experts, activation, keep=True)
-        ctx.save_for_backward(hidden, index, weights, *kept, *plan[:3], *experts)
+        ctx.save_for_backward(hidden, index, weights, *kept, *plan[:3], *flat)
         ctx.sizes, ctx.activation = plan[3:], activation
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, index, weights, gate, up, order, token, offsets, *experts = ctx.saved_tensors
+        hidden, index, weights, gate, up, order, token, offsets, *flat = ctx.saved_tensors
+        experts = Experts(flat)
         plan, activation = Plan(order, token, offsets, *ctx.sizes), ctx.activation
         if torch.is_grad_enabled():
-            return plain_gradients(grad, hidden, index, weights, activation, experts)
+            again = plain_gradients(grad, hidden, index, weights, activation, experts)
+            return again[0], None, again[1], None, *again[2:]
         needs_hidden, _, needs_weights, _, *needs_experts = ctx.needs_input_grad
-        *first, second = products_of(experts)
+        *first, second = experts.products
         activated = activate(gate, activation)
         inner = activated * up
         grad_rows = grad[plan.token]
@@ -143,7 +124,7 @@ class _MoE(torch.autograd.Function):
             grad_weights = flat.view_as(weights).to(weights.dtype)
         last_grads = _weight_gradients(plan, grad_rows, inner.mul_(row_weights), second)
         if not (needs_hidden or any(needs_experts)):
-            return None, None, grad_weights, None, *[None] * len(experts)
+            return None, None, grad_weights, None, *[None] * len(flat)
         del grad_rows, inner
         back.mul_(row_weights)
         turned = back.new_empty((len(back), 2 * back.shape[-1]))
@@ -161,24 +142,3 @@ class _MoE(torch.autograd.Function):
             rows = [rows_times(plan, part, weight, turn=False) for part, weight in pairs]
             grad_hidden = plan.combine(rows[0] if len(rows) == 1 else rows[0].add_(rows[1]))
         return grad_hidden, None, grad_weights, None, *first_grads, *last_grads
-
-
-def plain_gradients(
-    grad: torch.Tensor,
-    hidden: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    activation: str,
-    experts: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor | None, ...]:
-    """Gradients that can be differentiated again."""
-
-    def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
-        if len(flat) == 2:
-            return reference.moe(hidden, index, weights, *flat, activation)
-        gate, up, down = products_of(flat)
-        pairs = list(zip(gate, up, strict=True))
-        return reference.moe(hidden, index, weights, pairs, down, activation)
-
-    found = eager_gradients(eager, (hidden, weights, *experts), (grad,))
-    return found[0], None, found[1], None, *found[2:]

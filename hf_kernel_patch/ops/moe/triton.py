@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops.autograd import eager_gradients
-from hf_kernel_patch.ops.moe import reference
+from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.pipeline import backward, forward
-from hf_kernel_patch.ops.moe.reference import Down, GateUp
+from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
 from hf_kernel_patch.ops.moe.triton_routing import Plan
-
-Grads = list[torch.Tensor | None]
 
 
 def moe(
@@ -33,23 +30,15 @@ def moe(
     that the same inputs give the same bits. In a list of experts, one that no token chose gets no
     gradient, as in the original; under torch.compile and in CUDA graphs it gets zeros.
     """
-    experts = _flat(gate_up, down)
+    experts = Experts.of(gate_up, down)
     keep = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (hidden, weights, *experts)
+        tensor.requires_grad for tensor in (hidden, weights, *experts.flat)
     )
     if torch.compiler.is_compiling():
-        return operator(hidden, index, weights, experts, activation, keep)[0]
+        return operator(hidden, index, weights, list(experts.flat), activation, keep)[0]
     if keep:
-        return _MoE.apply(hidden, index, weights, activation, *experts)
+        return _MoE.apply(hidden, index, weights, activation, *experts.flat)
     return forward(hidden, index, weights, experts, activation, keep=False)[0]
-
-
-def _flat(gate_up: GateUp, down: Down) -> list[torch.Tensor]:
-    """[gate_up, down] stacked, or [gates..., ups..., downs...] of a list of experts."""
-    if isinstance(gate_up, torch.Tensor):
-        assert isinstance(down, torch.Tensor)
-        return [gate_up, down]
-    return [*(gate for gate, _ in gate_up), *(up for _, up in gate_up), *down]
 
 
 class _MoE(torch.autograd.Function):
@@ -60,35 +49,31 @@ class _MoE(torch.autograd.Function):
         index: torch.Tensor,
         weights: torch.Tensor,
         activation: str,
-        *experts: torch.Tensor,
+        *flat: torch.Tensor,
     ) -> torch.Tensor:
+        experts = Experts(flat)
         out, kept, order = forward(hidden, index, weights, experts, activation, keep=True)
         sorted_pairs = () if order is None else order[:4]
-        ends = () if order is None or len(experts) == 2 else (_to_host(order.ends),)
-        ctx.save_for_backward(hidden, index, weights, kept, *experts, *sorted_pairs, *ends)
-        ctx.activation, ctx.count = activation, len(experts)
+        ends = () if order is None or not experts.listed else (_to_host(order.ends),)
+        ctx.save_for_backward(hidden, index, weights, kept, *flat, *sorted_pairs, *ends)
+        ctx.activation, ctx.count = activation, len(flat)
         ctx.tiles = None if order is None else order[4:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         hidden, index, weights, kept, *rest = ctx.saved_tensors
-        experts, rest = rest[: ctx.count], rest[ctx.count :]
+        experts, rest = Experts(rest[: ctx.count]), rest[ctx.count :]
         order = None if ctx.tiles is None else Plan(*rest[:4], *ctx.tiles)
         if torch.is_grad_enabled():
-            hidden_weights = _again(grad, hidden, index, weights, experts, ctx.activation)
-            return hidden_weights[0], None, hidden_weights[1], None, *hidden_weights[2:]
+            again = plain_gradients(grad, hidden, index, weights, ctx.activation, experts)
+            return again[0], None, again[1], None, *again[2:]
         needs = ctx.needs_input_grad
-        needed = needs[0], needs[2], *_any(needs[4:])
+        needed = needs[0], needs[2], *experts.any_needed(needs[4:])
         found = backward(grad, hidden, index, weights, experts, kept, order, ctx.activation, needed)
-        parts = _split(found[2:], experts, needs[4:], _used(order, rest[4:], len(experts)))
+        used = _used(order, rest[4:], experts)
+        parts = experts.split_gradients(found[2], found[3], needs[4:], used)
         return found[0], None, found[1], None, *parts
-
-
-def _any(needs: Sequence[bool]) -> tuple[bool, bool]:
-    """Whether gate_up and down need a gradient, of the flat experts' needs."""
-    last = len(needs) // 2 if len(needs) == 2 else len(needs) // 3 * 2
-    return any(needs[:last]), any(needs[last:])
 
 
 def _to_host(ends: torch.Tensor) -> torch.Tensor:
@@ -106,62 +91,22 @@ def _to_host(ends: torch.Tensor) -> torch.Tensor:
     return waiting
 
 
-def _used(order: Plan | None, host: Sequence[torch.Tensor], experts: int) -> list[bool]:
+def _used(order: Plan | None, host: Sequence[torch.Tensor], experts: Experts) -> list[bool]:
     """Which experts of a list some token chose; all of them in the capture of a CUDA graph.
 
     ``host`` is what ``_to_host`` gave, or nothing for stacked experts, which are taken as a whole.
     """
-    count = experts // 3
     if not host or order is None:
-        return [order is not None] * count
+        return [order is not None] * experts.count
     ends = host[0]
     if (arrived := getattr(ends, "arrived", None)) is not None:
         arrived.synchronize()
     elif order.ends.is_cuda and torch.cuda.is_current_stream_capturing():
-        return [True] * count
+        return [True] * experts.count
     else:
         ends = order.ends
     rows = ends.tolist()
     return [end > start for start, end in zip([0, *rows], rows, strict=False)]
-
-
-def _split(
-    stacked: Grads, experts: Sequence[torch.Tensor], needs: Sequence[bool], chosen: Sequence[bool]
-) -> Grads:
-    """The gradients of the flat experts; a list's, where chosen, are parts of the stacked ones."""
-    gate_up, down = stacked
-    if len(experts) == 2 or gate_up is down is None:
-        return [gate_up, down] if len(experts) == 2 else [None] * len(experts)
-    count = len(experts) // 3
-    width = experts[0].shape[0]
-    parts: Grads = [None] * len(experts)
-    for place, needed in enumerate(needs):
-        kind, expert = divmod(place, count)
-        whole = down if kind == 2 else gate_up
-        if needed and whole is not None and chosen[expert]:
-            one = whole[expert]
-            parts[place] = one if kind == 2 else one[kind * width : (kind + 1) * width]
-    return parts
-
-
-def _again(
-    grad: torch.Tensor,
-    hidden: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    experts: Sequence[torch.Tensor],
-    activation: str,
-) -> Grads:
-    """Gradients that can be differentiated again."""
-
-    def eager(hidden: torch.Tensor, weights: torch.Tensor, *flat: torch.Tensor) -> torch.Tensor:
-        if len(flat) == 2:
-            return reference.moe(hidden, index, weights, *flat, activation)
-        count = len(flat) // 3
-        pairs = list(zip(flat[:count], flat[count : 2 * count], strict=True))
-        return reference.moe(hidden, index, weights, pairs, flat[2 * count :], activation)
-
-    return eager_gradients(eager, (hidden, weights, *experts), (grad,))
 
 
 @torch.library.custom_op("hf_kernel_patch::moe", mutates_args=())
@@ -174,7 +119,7 @@ def operator(
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output, and gate and up of every row where ``keep``."""
-    out, kept, _ = forward(hidden, index, weights, experts, activation, keep)
+    out, kept, _ = forward(hidden, index, weights, Experts(experts), activation, keep)
     return out, hidden.new_empty(0) if kept is None else kept
 
 
@@ -187,7 +132,7 @@ def _(
     activation: str,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    width = experts[-1].shape[-1]
+    _, width = Experts(experts).sizes
     kept = hidden.new_empty(index.numel(), 2 * width) if keep else hidden.new_empty(0)
     return torch.empty_like(hidden, memory_format=torch.contiguous_format), kept
 
@@ -206,8 +151,9 @@ def backward_operator(
     """The gradients of ``backward``, with empty tensors for None."""
     one, two, three, four = needed
     found = backward(
-        grad, hidden, index, weights, experts, kept, None, activation, (one, two, three, four)
-    )
+        grad, hidden, index, weights, Experts(experts), kept, None, activation,
+        (one, two, three, four),
+    )  # fmt: skip
     return [hidden.new_empty(0) if part is None else part for part in found]
 
 
@@ -222,8 +168,8 @@ def _(
     activation: str,
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    count = len(experts[0]) if len(experts) == 2 else len(experts) // 3
-    size, width = experts[-1].shape[-2:]
+    count = Experts(experts).count
+    size, width = Experts(experts).sizes
     dense = torch.contiguous_format
     made = (
         torch.empty_like(hidden, memory_format=dense),
@@ -241,12 +187,12 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
-    hidden, index, weights, kept, *experts = ctx.saved_tensors
-    needs = ctx.needs
-    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *_any(needs)]
-    found = backward_operator(grad, hidden, index, weights, experts, kept, ctx.activation, needed)
-    grads: Grads = [one if wanted else None for one, wanted in zip(found, needed)]
-    parts = _split(grads[2:], experts, needs, [True] * len(experts))
+    hidden, index, weights, kept, *flat = ctx.saved_tensors
+    experts, needs = Experts(flat), ctx.needs
+    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *experts.any_needed(needs)]
+    found = backward_operator(grad, hidden, index, weights, flat, kept, ctx.activation, needed)
+    grads = [one if wanted else None for one, wanted in zip(found, needed)]
+    parts = experts.split_gradients(grads[2], grads[3], needs, [True] * experts.count)
     return grads[0], None, grads[1], parts, None, None
 
 
