@@ -27,9 +27,9 @@ from tests.support.tiny import error
 
 pytestmark = MARKS
 MOE = here(CudaFusedMoE)
-tiles = pytest.importorskip("hf_kernel_patch.ops.moe.tiles")
-pipeline = pytest.importorskip("hf_kernel_patch.ops.moe.pipeline")
-routing = pytest.importorskip("hf_kernel_patch.ops.moe.triton_routing")
+tiles = pytest.importorskip("hf_kernel_patch.ops.moe.triton.tiles")
+pipeline = pytest.importorskip("hf_kernel_patch.ops.moe.triton.pipeline")
+routing = pytest.importorskip("hf_kernel_patch.ops.moe.triton.routing")
 EVEN, ODD, EXPERTS = cases_moe.EVEN, cases_moe.ODD, cases_moe.EXPERTS
 SEVERAL = "several experts"
 FROZEN = [(row[0], row[1]) for row in cases_moe.FROZEN[1:]]

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_kernel_patch.ops.launch import Launch, launcher, processors
-from hf_kernel_patch.ops.moe import triton_products as products
 from hf_kernel_patch.ops.moe.experts import Experts
-from hf_kernel_patch.ops.moe.tiles import Tile
-from hf_kernel_patch.ops.moe.triton_routing import Plan
+from hf_kernel_patch.ops.moe.triton import products
+from hf_kernel_patch.ops.moe.triton.routing import Plan
+from hf_kernel_patch.ops.moe.triton.tiles import Tile
 
 
 class Stack(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hf_kernel_patch.ops.moe.experts import Experts
-from hf_kernel_patch.ops.moe.pipeline import backward, forward
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
-from hf_kernel_patch.ops.moe.triton_routing import Plan
+from hf_kernel_patch.ops.moe.triton.pipeline import backward, forward
+from hf_kernel_patch.ops.moe.triton.routing import Plan
 
 
 def moe(

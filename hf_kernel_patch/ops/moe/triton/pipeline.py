@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_kernel_patch.ops.launch import processors
-from hf_kernel_patch.ops.moe import triton_gradients as gradients
-from hf_kernel_patch.ops.moe import triton_products as products
-from hf_kernel_patch.ops.moe import triton_rowwise as rowwise
 from hf_kernel_patch.ops.moe.experts import Experts
-from hf_kernel_patch.ops.moe.stacks import (
+from hf_kernel_patch.ops.moe.triton import gradients, products, rowwise
+from hf_kernel_patch.ops.moe.triton.launch import (
     Stack,
     dtypes_of,
     launch_over,
@@ -19,8 +17,8 @@ from hf_kernel_patch.ops.moe.stacks import (
     precision_of,
     stacks,
 )
-from hf_kernel_patch.ops.moe.tiles import Tile, Tiles, choose
-from hf_kernel_patch.ops.moe.triton_routing import Plan, plan
+from hf_kernel_patch.ops.moe.triton.routing import Plan, plan
+from hf_kernel_patch.ops.moe.triton.tiles import Tile, Tiles, choose
 from hf_kernel_patch.ops.swiglu.triton import CODES
 
 #: Up to so many pairs for an expert, every pair reads its expert's weights by itself.

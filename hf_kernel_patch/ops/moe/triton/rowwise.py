@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.moe.triton_gradients import activation_backward
+from hf_kernel_patch.ops.moe.triton.gradients import activation_backward
 from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 

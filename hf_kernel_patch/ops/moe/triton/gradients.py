@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.moe.triton_products import dot_added, halves, origin_of, product, tile_of
+from hf_kernel_patch.ops.moe.triton.products import dot_added, halves, origin_of, product, tile_of
 from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
