@@ -95,6 +95,11 @@ def _direct(compiled: Any) -> tuple[Any, tuple[Any, ...]] | None:
     return run.launch, (function, run.launch_cooperative_grid, run.launch_pdl, *scratch, *head)
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
 class Strides(NamedTuple):
     """How to walk the rows of tensors: row r starts at (r // inner) * outer + (r % inner) * step.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.moe.grouped import Plan, plan_of, rows_times, takes_grouped
+from hf_kernel_patch.ops.moe.grouped import Routing, grouped_product, route, takes_grouped_mm
 from hf_kernel_patch.ops.moe.reference import Gating
 
 
@@ -28,142 +28,148 @@ def gated(
     The gate sees the rows of all experts at once. Products are in hidden's dtype, the sum over a
     token's experts is in float32.
     """
-    plan = plan_of(index, len(down))
-    turn = not gating.transposed
+    routing = route(index, len(down))
+    transpose = not gating.transposed
     expert = None
     if gating.gate_up_bias is not None or gating.down_bias is not None:
-        expert = index.reshape(-1)[plan.order]
-    rows = _spread(hidden, plan)
-    rows = _biased(_times(rows, gate_up, turn, plan), gating.gate_up_bias, expert, plan)
+        expert = index.reshape(-1)[routing.pairs]
+    rows = _dispatch(hidden, routing)
+    rows = _add_bias(
+        _product(rows, gate_up, transpose, routing), gating.gate_up_bias, expert, routing
+    )
     rows = gating.gate(rows).to(down.dtype)
-    rows = _biased(_times(rows, down, turn, plan), gating.down_bias, expert, plan)
+    rows = _add_bias(_product(rows, down, transpose, routing), gating.down_bias, expert, routing)
     if gating.after is not None:
         rows = gating.after(rows)
-    return plan.combine(rows, weights)
+    return routing.combine(rows, weights)
 
 
 def _needed(*tensors: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _spread(hidden: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _dispatch(hidden: torch.Tensor, routing: Routing) -> torch.Tensor:
     """(T, H) -> (rows, H)."""
-    return _Spread.apply(hidden, plan) if _needed(hidden) else hidden[plan.token]
+    return _Dispatch.apply(hidden, routing) if _needed(hidden) else hidden[routing.tokens]
 
 
-def _gathered(rows: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _combine(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
     """(rows, H) -> (T, H), the sums of every token's rows."""
-    return _Gathered.apply(rows, plan) if _needed(rows) else plan.combine(rows)
+    return _Combine.apply(rows, routing) if _needed(rows) else routing.combine(rows)
 
 
-def _times(rows: torch.Tensor, weights: torch.Tensor, turn: bool, plan: Plan) -> torch.Tensor:
-    """Every row times its expert's weight, transposed if ``turn``."""
+def _product(
+    rows: torch.Tensor, weights: torch.Tensor, transpose: bool, routing: Routing
+) -> torch.Tensor:
+    """Every row times its expert's weight, transposed if ``transpose``."""
     if _needed(rows, weights):
-        return _Times.apply(rows, weights, turn, plan)
-    return rows_times(plan, rows, weights, turn)
+        return _Product.apply(rows, weights, transpose, routing)
+    return grouped_product(routing, rows, weights, transpose)
 
 
-def _outer(left: torch.Tensor, right: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _outer_product(left: torch.Tensor, right: torch.Tensor, routing: Routing) -> torch.Tensor:
     """(E, M, N): left^T right over the rows (rows, M) and (rows, N) of every expert."""
     if _needed(left, right):
-        return _Outer.apply(left, right, plan)
-    if takes_grouped(left, right):
-        return F.grouped_mm(left.t(), right, offs=plan.offsets)
-    out = left.new_zeros(len(plan.offsets), left.shape[1], right.shape[1])
-    for expert, start, end in plan.groups():
+        return _OuterProduct.apply(left, right, routing)
+    if takes_grouped_mm(left, right):
+        return F.grouped_mm(left.t(), right, offs=routing.ends)
+    out = left.new_zeros(len(routing.ends), left.shape[1], right.shape[1])
+    for expert, start, end in routing.groups():
         torch.mm(left[start:end].t(), right[start:end], out=out[expert])
     return out
 
 
-def _biased(
-    rows: torch.Tensor, bias: torch.Tensor | None, expert: torch.Tensor | None, plan: Plan
+def _add_bias(
+    rows: torch.Tensor, bias: torch.Tensor | None, expert: torch.Tensor | None, routing: Routing
 ) -> torch.Tensor:
     """Rows, which nobody else has, with their expert's bias (E, N) added to each."""
     if bias is None:
         return rows
-    return _Biased.apply(rows, bias, expert, plan) if _needed(bias) else rows.add_(bias[expert])
+    return _AddBias.apply(rows, bias, expert, routing) if _needed(bias) else rows.add_(bias[expert])
 
 
-def _keep(ctx: Any, plan: Plan, *tensors: torch.Tensor) -> None:
-    ctx.save_for_backward(*tensors, *plan[:3])
-    ctx.sizes = plan[3:]
+def _save(ctx: Any, routing: Routing, *tensors: torch.Tensor) -> None:
+    ctx.save_for_backward(*tensors, *routing[:3])
+    ctx.sizes = routing[3:]
 
 
-def _kept(ctx: Any) -> tuple[list[torch.Tensor], Plan]:
-    *tensors, order, token, offsets = ctx.saved_tensors
-    return tensors, Plan(order, token, offsets, *ctx.sizes)
+def _saved(ctx: Any) -> tuple[list[torch.Tensor], Routing]:
+    *tensors, pairs, tokens, ends = ctx.saved_tensors
+    return tensors, Routing(pairs, tokens, ends, *ctx.sizes)
 
 
-class _Spread(torch.autograd.Function):
+class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, plan: Plan) -> torch.Tensor:
-        _keep(ctx, plan)
-        return hidden[plan.token]
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return _gathered(grad, _kept(ctx)[1]), None
-
-
-class _Gathered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, plan: Plan) -> torch.Tensor:
-        _keep(ctx, plan)
-        return plan.combine(rows)
+    def forward(ctx: Any, hidden: torch.Tensor, routing: Routing) -> torch.Tensor:
+        _save(ctx, routing)
+        return hidden[routing.tokens]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return _spread(grad, _kept(ctx)[1]), None
+        return _combine(grad, _saved(ctx)[1]), None
 
 
-class _Times(torch.autograd.Function):
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
+        _save(ctx, routing)
+        return routing.combine(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return _dispatch(grad, _saved(ctx)[1]), None
+
+
+class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, weights: torch.Tensor, turn: bool, plan: Plan
+        ctx: Any, rows: torch.Tensor, weights: torch.Tensor, transpose: bool, routing: Routing
     ) -> torch.Tensor:
-        _keep(ctx, plan, rows, weights)
-        ctx.turn = turn
-        return rows_times(plan, rows, weights, turn)
+        _save(ctx, routing, rows, weights)
+        ctx.transpose = transpose
+        return grouped_product(routing, rows, weights, transpose)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        (rows, weights), plan = _kept(ctx)
+        (rows, weights), routing = _saved(ctx)
         grad = grad.contiguous()
         grad_rows = grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_rows = _times(grad, weights, not ctx.turn, plan)
+            grad_rows = _product(grad, weights, not ctx.transpose, routing)
         if ctx.needs_input_grad[1]:
-            left, right = (grad, rows) if ctx.turn else (rows, grad)
-            grad_weights = _outer(left, right, plan)
+            left, right = (grad, rows) if ctx.transpose else (rows, grad)
+            grad_weights = _outer_product(left, right, routing)
         return grad_rows, grad_weights, None, None
 
 
-class _Outer(torch.autograd.Function):
+class _OuterProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor, plan: Plan) -> torch.Tensor:
-        _keep(ctx, plan, left, right)
-        return _outer(left, right, plan)
+    def forward(
+        ctx: Any, left: torch.Tensor, right: torch.Tensor, routing: Routing
+    ) -> torch.Tensor:
+        _save(ctx, routing, left, right)
+        return _outer_product(left, right, routing)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        (left, right), plan = _kept(ctx)
+        (left, right), routing = _saved(ctx)
         grad = grad.contiguous()
-        grad_left = _times(right, grad, True, plan) if ctx.needs_input_grad[0] else None
-        grad_right = _times(left, grad, False, plan) if ctx.needs_input_grad[1] else None
+        grad_left = _product(right, grad, True, routing) if ctx.needs_input_grad[0] else None
+        grad_right = _product(left, grad, False, routing) if ctx.needs_input_grad[1] else None
         return grad_left, grad_right, None
 
 
-class _Biased(torch.autograd.Function):
+class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, bias: torch.Tensor, expert: torch.Tensor, plan: Plan
+        ctx: Any, rows: torch.Tensor, bias: torch.Tensor, expert: torch.Tensor, routing: Routing
     ) -> torch.Tensor:
-        _keep(ctx, plan)
+        _save(ctx, routing)
         return rows + bias[expert]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        _, plan = _kept(ctx)
+        _, routing = _saved(ctx)
         # The sum of every expert's rows, as a product with ones, which are whole 16 bytes.
         ones = grad.new_ones(len(grad), 16 // grad.element_size())
-        return grad, _outer(ones, grad.contiguous(), plan)[:, 0], None, None
+        return grad, _outer_product(ones, grad.contiguous(), routing)[:, 0], None, None

@@ -11,28 +11,33 @@ from torch.nn import functional as F
 Weights: TypeAlias = torch.Tensor | list[torch.Tensor]
 
 
-class Plan(NamedTuple):
-    """Which rows of the (token, expert) pairs, sorted by expert, belong to which expert."""
+class Routing(NamedTuple):
+    """The pairs of a token and an expert, sorted by expert: the rows of the grouped products.
 
-    order: torch.Tensor  #: the pairs (T * K) by expert, those of no expert here left out
-    token: torch.Tensor  #: their tokens
-    offsets: torch.Tensor  #: (E,) int32, the row after each expert's last one
-    pairs: int
-    slots: int  #: K
+    Pairs are numbered token * K + slot. Those of no expert here have no row.
+    """
+
+    pairs: torch.Tensor  #: (rows,) the pair of each row
+    tokens: torch.Tensor  #: (rows,) the token of each row
+    ends: torch.Tensor  #: (E,) int32, the row after each expert's last one
+    pair_count: int  #: T * K
+    top: int  #: K, experts of a token
     complete: bool  #: whether every pair has a row
 
     def groups(self) -> list[tuple[int, int, int]]:
         """(expert, first row, row after the last) of every expert that has a row."""
-        ends = self.offsets.tolist()
+        ends = self.ends.tolist()
         starts = [0, *ends[:-1]]
-        return [(e, s, t) for e, (s, t) in enumerate(zip(starts, ends, strict=True)) if t > s]
+        spans = enumerate(zip(starts, ends, strict=True))
+        return [(expert, start, end) for expert, (start, end) in spans if end > start]
 
     def combine(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """(rows, H) -> (T, H): the weighted sum of every token's rows, in float32 within."""
-        spread = rows.new_empty if self.complete else rows.new_zeros
-        pairs = spread((self.pairs, rows.shape[-1]))
-        pairs[self.order] = rows
-        pairs = pairs.view(-1, self.slots, rows.shape[-1])
+        # An index assignment and not index_add: the sum has one order, whatever the routing.
+        empty = rows.new_empty if self.complete else rows.new_zeros
+        pairs = empty((self.pair_count, rows.shape[-1]))
+        pairs[self.pairs] = rows
+        pairs = pairs.view(-1, self.top, rows.shape[-1])
         if weights is None:
             return pairs.sum(1)
         if weights.dtype == rows.dtype:
@@ -40,19 +45,20 @@ class Plan(NamedTuple):
         return (pairs * weights.unsqueeze(-1)).sum(1).to(rows.dtype)
 
 
-def plan_of(index: torch.Tensor, experts: int) -> Plan:
-    """The plan of routes (T, K) over so many experts."""
+def route(index: torch.Tensor, experts: int) -> Routing:
+    """Sort the pairs of ``index`` (T, K) over so many experts."""
     flat = index.reshape(-1)
-    pairs, slots = len(flat), index.shape[-1]
-    order = torch.argsort(flat, stable=True)
+    pair_count, top = len(flat), index.shape[-1]
+    pairs = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=experts)[:experts]
-    offsets = counts.cumsum(0, dtype=torch.int32)
-    rows = int(offsets[-1])
-    order = order if rows == pairs else order[:rows]
-    return Plan(order, order // slots, offsets, pairs, slots, rows == pairs)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    rows = int(ends[-1])
+    complete = rows == pair_count
+    pairs = pairs if complete else pairs[:rows]  # other ranks' experts have the largest index
+    return Routing(pairs, pairs // top, ends, pair_count, top, complete)
 
 
-def takes_grouped(*tensors: Any) -> bool:
+def takes_grouped_mm(*tensors: Any) -> bool:
     """Whether torch's grouped product takes these tensors; it needs rows of whole 16 bytes."""
     return hasattr(F, "grouped_mm") and all(
         tensor.stride(-1) == 1
@@ -62,12 +68,14 @@ def takes_grouped(*tensors: Any) -> bool:
     )
 
 
-def rows_times(plan: Plan, x: torch.Tensor, weights: Weights, turn: bool) -> torch.Tensor:
-    """Every row of x (rows, ...) times its expert's weight, transposed if ``turn``."""
-    if isinstance(weights, torch.Tensor) and takes_grouped(x, weights):
-        return F.grouped_mm(x, weights.mT if turn else weights, offs=plan.offsets)
-    out = x.new_empty((len(x), weights[0].shape[0 if turn else 1]))
-    for expert, start, end in plan.groups():
+def grouped_product(
+    routing: Routing, rows: torch.Tensor, weights: Weights, transpose: bool
+) -> torch.Tensor:
+    """Every row (rows, ...) times its expert's weight, transposed if ``transpose``."""
+    if isinstance(weights, torch.Tensor) and takes_grouped_mm(rows, weights):
+        return F.grouped_mm(rows, weights.mT if transpose else weights, offs=routing.ends)
+    out = rows.new_empty((len(rows), weights[0].shape[0 if transpose else 1]))
+    for expert, start, end in routing.groups():
         weight = weights[expert]
-        torch.mm(x[start:end], weight.t() if turn else weight, out=out[start:end])
+        torch.mm(rows[start:end], weight.t() if transpose else weight, out=out[start:end])
     return out

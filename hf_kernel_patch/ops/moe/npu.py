@@ -17,6 +17,7 @@ import torch_npu
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from hf_kernel_patch.ops.launch import cdiv
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.grouped import Weights
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
@@ -109,30 +110,33 @@ def _routing(
     return _Routing(index, counts, rows, sizes, hit)
 
 
-def _rows_times(
-    routing: _Routing, rows: torch.Tensor, weights: Weights, turn: bool
+def _grouped_product(
+    routing: _Routing, rows: torch.Tensor, weights: Weights, transpose: bool
 ) -> torch.Tensor:
-    """Every row times its expert's weight (N, K), transposed if ``turn``; transposes are views."""
+    """Every row times its expert's weight (N, K), transposed, as a view, if ``transpose``."""
     if isinstance(weights, torch.Tensor):
         if len(weights) == 1:  # a group_list of one is refused
-            return rows @ (weights[0].t() if turn else weights[0])
-        weight = weights.transpose(1, 2) if turn else weights
-        return _grouped(rows, [weight], routing.counts)
-    chosen = [weights[expert].t() if turn else weights[expert] for expert in routing.hit]
+            return rows @ (weights[0].t() if transpose else weights[0])
+        weight = weights.transpose(1, 2) if transpose else weights
+        return _grouped_matmul(rows, [weight], routing.counts)
+    chosen = [weights[expert].t() if transpose else weights[expert] for expert in routing.hit]
     if len(chosen) == 1 or rows.dtype is torch.float32:  # float32 is for single tensors alone
-        parts = [part @ one for part, one in zip(rows.split(routing.sizes), chosen, strict=True)]
-        return torch.cat(parts)
-    size = -(-len(chosen) // -(-len(chosen) // LISTED))  # slices of about one length, never of one
+        by_expert = zip(rows.split(routing.sizes), chosen, strict=True)
+        return torch.cat([part @ weight for part, weight in by_expert])
+    # As few calls as it takes, of about as many experts each: never of one, which is refused.
+    size = cdiv(len(chosen), cdiv(len(chosen), LISTED))
     starts = range(0, len(chosen), size)
     parts = rows.split([sum(routing.sizes[start : start + size]) for start in starts])
     outs = [
-        _grouped(part, chosen[start : start + size], routing.counts[start : start + size])
+        _grouped_matmul(part, chosen[start : start + size], routing.counts[start : start + size])
         for part, start in zip(parts, starts, strict=True)
     ]
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _grouped(rows: torch.Tensor, weights: list[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:
+def _grouped_matmul(
+    rows: torch.Tensor, weights: list[torch.Tensor], counts: torch.Tensor
+) -> torch.Tensor:
     """Rows grouped along their first dimension times the weights (K, N) of their groups."""
     options = {"group_list": counts, "group_list_type": 1, "group_type": 0, "split_item": 2}
     return torch_npu.npu_grouped_matmul([rows], weights, **options)[0]
@@ -146,9 +150,9 @@ def _weight_gradients(
     ``right`` makes its tensor where the weights need a gradient.
     """
     stacked = isinstance(weights, torch.Tensor)
-    each = [weights] if isinstance(weights, torch.Tensor) else weights
-    found: list[torch.Tensor | None] = [None] * len(each)
-    if not any(weight.requires_grad for weight in each):
+    tensors = [weights] if isinstance(weights, torch.Tensor) else weights
+    found: list[torch.Tensor | None] = [None] * len(tensors)
+    if not any(weight.requires_grad for weight in tensors):
         return found
     if len(routing.counts) == 1:
         grads = (left.t() @ right()).unsqueeze(0)
@@ -166,11 +170,11 @@ def _weight_gradients(
 
 def _permute(hidden: torch.Tensor, routing: _Routing) -> tuple[torch.Tensor, torch.Tensor]:
     """The (rows, H) tokens in the order of experts, and where every pair went, int32 (T * K)."""
-    permuted, places = torch_npu.npu_moe_token_permute(hidden, routing.index, routing.rows)
-    return permuted, places
+    permuted, positions = torch_npu.npu_moe_token_permute(hidden, routing.index, routing.rows)
+    return permuted, positions
 
 
-def _whole(rows: torch.Tensor, routing: _Routing) -> torch.Tensor:
+def _padded(rows: torch.Tensor, routing: _Routing) -> torch.Tensor:
     """Rows of zeros for the pairs of other ranks: the operators want all T * K."""
     missing = routing.index.numel() - routing.rows
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
@@ -182,15 +186,15 @@ def _forward(
     routing: _Routing,
     experts: Experts,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The output, and what the backward needs: places, gate and up side by side, and the rows."""
+    """The output, and what the backward needs: positions, gate and up joined, and the rows."""
     *first, second = experts.products
-    permuted, places = _permute(hidden.to(experts.flat[0].dtype), routing)
-    parts = [_rows_times(routing, permuted, weight, turn=True) for weight in first]
+    permuted, positions = _permute(hidden.to(experts.flat[0].dtype), routing)
+    parts = [_grouped_product(routing, permuted, weight, transpose=True) for weight in first]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    rows = _rows_times(routing, torch_npu.npu_swiglu(joined), second, turn=True)
-    rows = _whole(rows, routing)
-    out = torch_npu.npu_moe_token_unpermute(rows.to(hidden.dtype), places, weights)
-    return out, [places, joined, rows]
+    rows = _grouped_product(routing, torch_npu.npu_swiglu(joined), second, transpose=True)
+    rows = _padded(rows, routing)
+    out = torch_npu.npu_moe_token_unpermute(rows.to(hidden.dtype), positions, weights)
+    return out, [positions, joined, rows]
 
 
 class _MoE(torch.autograd.Function):
@@ -209,7 +213,7 @@ class _MoE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        hidden, weights, places, joined, rows, index, counts, *flat = ctx.saved_tensors
+        hidden, weights, positions, joined, rows, index, counts, *flat = ctx.saved_tensors
         experts = Experts(flat)
         routing = _Routing(index, counts, *ctx.sizes)
         if torch.is_grad_enabled():
@@ -218,7 +222,7 @@ class _MoE(torch.autograd.Function):
         needs_hidden, _, _, *needs_experts = ctx.needs_input_grad
         *first, second = experts.products
         grad_rows, grad_weights = torch_npu.npu_moe_token_unpermute_grad(
-            rows.to(grad.dtype), grad, places, weights
+            rows.to(grad.dtype), grad, positions, weights
         )
         grad_rows = grad_rows[: routing.rows].to(rows.dtype)
         last_grads = _weight_gradients(
@@ -227,21 +231,23 @@ class _MoE(torch.autograd.Function):
         if not (needs_hidden or any(needs_experts[: -len(last_grads)])):
             nothing = [None] * (len(flat) - len(last_grads))
             return None, grad_weights, None, *nothing, *last_grads
-        back = _rows_times(routing, grad_rows, second, turn=False)
+        back = _grouped_product(routing, grad_rows, second, transpose=False)
         back = torch_npu.npu_swiglu_backward(back, joined)
-        parts = [back] if len(first) == 1 else [half.contiguous() for half in back.chunk(2, -1)]
-        pairs: list[tuple[torch.Tensor, Weights]] = list(zip(parts, first, strict=True))
+        grads = [back] if len(first) == 1 else [half.contiguous() for half in back.chunk(2, -1)]
         permuted = cache(lambda: _permute(hidden.to(rows.dtype), routing)[0])
         first_grads = [
-            grad
-            for part, weight in pairs
-            for grad in _weight_gradients(routing, part, permuted, weight)
+            weight_grad
+            for grad, weight in zip(grads, first, strict=True)
+            for weight_grad in _weight_gradients(routing, grad, permuted, weight)
         ]
         grad_hidden = None
         if needs_hidden:
-            spread = [_rows_times(routing, part, weight, turn=False) for part, weight in pairs]
-            total = spread[0] if len(spread) == 1 else spread[0].add_(spread[1])
+            sums = [
+                _grouped_product(routing, grad, weight, transpose=False)
+                for grad, weight in zip(grads, first, strict=True)
+            ]
+            total = sums[0] if len(sums) == 1 else sums[0].add_(sums[1])
             grad_hidden = torch_npu.npu_moe_token_permute_grad(
-                hidden, _whole(total, routing).to(hidden.dtype), routing.index, places
+                hidden, _padded(total, routing).to(hidden.dtype), routing.index, positions
             )
         return grad_hidden, grad_weights, None, *first_grads, *last_grads
