@@ -92,7 +92,7 @@ def test_routing_is_a_stable_sort(tokens: int, top: int, experts: int, block: in
     order = flat.argsort(stable=True)
     order = order[flat[order] < experts]
     counts = flat.bincount(minlength=experts)[:experts]
-    found = routing.plan(index.to(DEVICE), experts, block)
+    found = routing.route(index.to(DEVICE), experts, block)
     assert torch.equal(found.pairs.cpu()[: len(order)], order.int())
     rows = torch.full_like(flat, -1)
     rows[order] = torch.arange(len(order))
@@ -105,8 +105,8 @@ def test_routing_is_a_stable_sort(tokens: int, top: int, experts: int, block: in
         for row in range(int(starts[expert]), int(starts[expert] + counts[expert]), block)
     ]
     number = int(found.tiles[-1])
-    assert number == len(tiles) <= found.most
-    owners, firsts = (found.tiles[i * found.most :][:number].tolist() for i in range(2))
+    assert number == len(tiles) <= found.max_tiles
+    owners, firsts = (found.tiles[i * found.max_tiles :][:number].tolist() for i in range(2))
     assert list(zip(owners, firsts, strict=True)) == tiles
 
 
@@ -163,7 +163,7 @@ def test_few_tokens_take_a_way_of_their_own(
     monkeypatch.setattr(pipeline, "FEW", -1)
     sorted_rows = MOE.load()(*arguments)
     monkeypatch.setattr(pipeline, "FEW", arguments[1].numel())
-    monkeypatch.setattr(pipeline, "plan", None)
+    monkeypatch.setattr(pipeline, "route", None)
     assert error(MOE.load()(*arguments), sorted_rows) <= (1e-6 if dtype is F32 else 1e-3)
 
 

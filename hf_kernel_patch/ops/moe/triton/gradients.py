@@ -1,6 +1,14 @@
 """The backward's products in Triton: SwiGLU's own in an epilogue, and the weights' gradients.
 
-Names and weights are as in ``triton_products``.
+Names and weights are as in ``products``. With w for a row's routing weight:
+
+1. ``inner_backward_kernel``: the gradient of inner = activation(gate) * up is w times the token's
+   gradient times down. Its epilogue makes all that needs gate and up, which are read once: their
+   gradients; w * inner, for the gradient of down; and the gradient of w, which is inner times
+   the product before w.
+2. ``weight_kernel``: the gradient of down from the tokens' gradients and w * inner.
+3. ``products.rows_kernel`` and ``rowwise.combine_kernel``: the gradient of hidden.
+4. ``weight_kernel``: the gradients of gate and up from their rows' and hidden.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -10,20 +18,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.moe.triton.products import dot_added, halves, origin_of, product, tile_of
+from hf_kernel_patch.ops.moe.triton.products import (
+    dot_added,
+    halves,
+    product,
+    tile_of,
+    weight_offset,
+)
 from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
 @triton.jit
 def activation_backward(
-    back,
+    b_grad,  # (BLOCK_M, SPAN) float32, the gradient of inner before the routing weight
     kept,
     grad_kept,
     scaled,
-    share,
-    rows,
-    here,
-    column,
+    routing_weight,  # (BLOCK_M,) float32
+    o_row,
+    m_row,
+    column,  # the first one
     WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     WITH_KEPT: tl.constexpr,
@@ -31,35 +45,37 @@ def activation_backward(
     BLOCK_M: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """SwiGLU's backward of SPAN columns of a tile; the dot of back and its output."""
-    n = column + tl.arange(0, SPAN)
-    mask = here[:, None] & (n < WIDTH)[None, :]
-    place = rows.to(tl.int64)[:, None]
-    kind = kept.dtype.element_ty
-    gate = tl.load(kept + place * (2 * WIDTH) + n[None, :], mask, 0.0).to(tl.float32)
-    up = tl.load(kept + place * (2 * WIDTH) + WIDTH + n[None, :], mask, 0.0).to(tl.float32)
+    """SwiGLU's backward of SPAN columns of a tile; the dot of the gradient and inner."""
+    o_n = column + tl.arange(0, SPAN)
+    mask = m_row[:, None] & (o_n < WIDTH)[None, :]
+    o_line = o_row.to(tl.int64)[:, None]
+    dtype = kept.dtype.element_ty
+    gate = tl.load(kept + o_line * (2 * WIDTH) + o_n[None, :], mask, 0.0).to(tl.float32)
+    up = tl.load(kept + o_line * (2 * WIDTH) + WIDTH + o_n[None, :], mask, 0.0).to(tl.float32)
     activated, slope = value_and_slope(gate, ACTIVATION)
-    inner = (activated.to(kind).to(tl.float32) * up).to(kind).to(tl.float32)
-    dot = tl.sum(back * inner, 1)
+    # Inner as the forward rounded it; the gradients beside it are rounded when they are stored.
+    inner = (activated.to(dtype).to(tl.float32) * up).to(dtype).to(tl.float32)
+    dot = tl.sum(b_grad * inner, 1)
     if WITH_SCALED:
-        tl.store(scaled + place * WIDTH + n[None, :], (inner * share[:, None]).to(kind), mask)
+        p_scaled = scaled + o_line * WIDTH + o_n[None, :]
+        tl.store(p_scaled, (inner * routing_weight[:, None]).to(dtype), mask)
     if WITH_KEPT:
-        back *= share[:, None]
-        place *= 2 * WIDTH
-        tl.store(grad_kept + place + n[None, :], (back * up * slope).to(kind), mask)
-        tl.store(grad_kept + place + WIDTH + n[None, :], (back * activated).to(kind), mask)
+        b_grad *= routing_weight[:, None]
+        o_line *= 2 * WIDTH
+        tl.store(grad_kept + o_line + o_n[None, :], (b_grad * up * slope).to(dtype), mask)
+        tl.store(grad_kept + o_line + WIDTH + o_n[None, :], (b_grad * activated).to(dtype), mask)
     return dot
 
 
 @triton.jit
 def _in_two(
-    back,
+    b_grad,
     kept,
     grad_kept,
     scaled,
-    share,
-    rows,
-    here,
+    routing_weight,
+    o_row,
+    m_row,
     column,
     WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -68,27 +84,27 @@ def _in_two(
     BLOCK_M: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """The same, one half of the columns after the other."""
-    one, two = halves(back, BLOCK_M, SPAN // 2)
+    """``activation_backward``, one half of the columns after the other."""
+    left, right = halves(b_grad, BLOCK_M, SPAN // 2)
     dot = activation_backward(
-        one, kept, grad_kept, scaled, share, rows, here, column,
+        left, kept, grad_kept, scaled, routing_weight, o_row, m_row, column,
         WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
     )  # fmt: skip
     return dot + activation_backward(
-        two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
+        right, kept, grad_kept, scaled, routing_weight, o_row, m_row, column + SPAN // 2,
         WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
     )  # fmt: skip
 
 
 @triton.jit
-def _inner_backward(
-    back,
+def _activation_backward_in_parts(
+    b_grad,
     kept,
     grad_kept,
     scaled,
-    share,
-    rows,
-    here,
+    routing_weight,
+    o_row,
+    m_row,
     column,
     WIDTH: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -98,34 +114,37 @@ def _inner_backward(
     SPAN: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """The same, in as many parts of at most PART columns as it takes, four at most."""
+    """``activation_backward``, in as many parts of at most PART columns as it takes, up to four.
+
+    All at once, gate, up and what comes of them would not fit into registers beside the tile.
+    """
     if SPAN <= PART:
         return activation_backward(
-            back, kept, grad_kept, scaled, share, rows, here, column,
+            b_grad, kept, grad_kept, scaled, routing_weight, o_row, m_row, column,
             WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
     elif SPAN <= 2 * PART:
         return _in_two(
-            back, kept, grad_kept, scaled, share, rows, here, column,
+            b_grad, kept, grad_kept, scaled, routing_weight, o_row, m_row, column,
             WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN,
         )  # fmt: skip
     else:
-        one, two = halves(back, BLOCK_M, SPAN // 2)
+        left, right = halves(b_grad, BLOCK_M, SPAN // 2)
         dot = _in_two(
-            one, kept, grad_kept, scaled, share, rows, here, column,
+            left, kept, grad_kept, scaled, routing_weight, o_row, m_row, column,
             WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
         )  # fmt: skip
         return dot + _in_two(
-            two, kept, grad_kept, scaled, share, rows, here, column + SPAN // 2,
+            right, kept, grad_kept, scaled, routing_weight, o_row, m_row, column + SPAN // 2,
             WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, SPAN // 2,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["most"])
+@triton.jit(do_not_specialize=["max_tiles"])
 def inner_backward_kernel(
     grad,  # (T, H)
     weight,  # (E, H, I) of the second product
-    table,  # (E, 1) int64
+    offsets,  # (E, 1) int64
     kept,  # (P, 2 I) gate and up
     weights,  # (P,) routing weights
     grad_kept,  # (P, 2 I)
@@ -134,7 +153,7 @@ def inner_backward_kernel(
     pairs,
     ends,
     tiles,
-    most: tl.int32,
+    max_tiles: tl.int32,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     TOP: tl.constexpr,
@@ -142,7 +161,7 @@ def inner_backward_kernel(
     WITH_KEPT: tl.constexpr,
     WITH_SCALED: tl.constexpr,
     WITH_DOTS: tl.constexpr,
-    LISTED: tl.constexpr,
+    UNIT: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -152,26 +171,29 @@ def inner_backward_kernel(
     PART: tl.constexpr,  # columns that the epilogue takes at a time
 ):
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    if work >= tl.load(tiles + 2 * most) * COLUMNS:
+    tile = tl.program_id(0)
+    if tile >= tl.load(tiles + 2 * max_tiles) * COLUMNS:
         return
     # Few columns are taken row by row, or what is read and written of a row lies apart in time.
-    TURNS: tl.constexpr = GROUP if COLUMNS > 8 else 1
-    expert, _, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M, TURNS)
-    pair = tl.load(pairs + rows, here, 0)
-    origin = origin_of(table, expert, 0, 1, HIDDEN * WIDTH, LISTED)
-    back = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    back = product(
-        grad, pair // TOP, weight, origin, origin, expert, column, back,
+    ROW_GROUP: tl.constexpr = GROUP if COLUMNS > 8 else 1
+    expert, _, o_row, m_row, column = tile_of(
+        tile, tiles, ends, max_tiles, COLUMNS, BLOCK_M, ROW_GROUP
+    )
+    o_pair = tl.load(pairs + o_row, m_row, 0)
+    o_weight = weight_offset(offsets, expert, 0, 1, HIDDEN * WIDTH, UNIT)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = product(
+        grad, o_pair // TOP, weight, o_weight, o_weight, expert, column, acc,
         WIDTH, HIDDEN, HIDDEN, 1, False, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    share = tl.load(weights + pair, here, 0.0).to(tl.float32)
-    dot = _inner_backward(
-        back, kept, grad_kept, scaled, share, rows, here, column * BLOCK_N,
+    routing_weight = tl.load(weights + o_pair, m_row, 0.0).to(tl.float32)
+    dot = _activation_backward_in_parts(
+        acc, kept, grad_kept, scaled, routing_weight, o_row, m_row, column * BLOCK_N,
         WIDTH, ACTIVATION, WITH_KEPT, WITH_SCALED, BLOCK_M, BLOCK_N, PART,
     )  # fmt: skip
     if WITH_DOTS:
-        tl.store(dots + pair.to(tl.int64) * COLUMNS + column, dot, here)
+        # A place of its own for every block of columns: added up later, in one order at every run.
+        tl.store(dots + o_pair.to(tl.int64) * COLUMNS + column, dot, m_row)
 
 
 @triton.jit
@@ -183,39 +205,39 @@ def weight_kernel(
     ends,
     M: tl.constexpr,
     N: tl.constexpr,
-    LEFT_TOP: tl.constexpr,
+    LEFT_TOP: tl.constexpr,  # TOP where left is gathered by token, otherwise 0
     RIGHT_TOP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """left^T right over the rows of every expert."""
-    DOWN: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
-    ACROSS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    expert = work // (DOWN * ACROSS)
-    m = work // ACROSS % DOWN * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = work % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
+    """left^T right over the rows of every expert; zeros for one that has none."""
+    BLOCKS_M: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
+    BLOCKS_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    tile = tl.program_id(0)
+    expert = tile // (BLOCKS_M * BLOCKS_N)
+    o_m = tile // BLOCKS_N % BLOCKS_M * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = tile % BLOCKS_N * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.load(ends + expert - 1, expert > 0, 0)
     end = tl.load(ends + expert)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    first = start + tl.arange(0, BLOCK_K)
-    pair = tl.load(pairs + first, first < end, 0)
-    for place in range(start, end, BLOCK_K):
-        rows = place + tl.arange(0, BLOCK_K)  # not carried from step to step, which is slower
-        here = rows < end
-        i = pair // LEFT_TOP if LEFT_TOP else rows
-        j = pair // RIGHT_TOP if RIGHT_TOP else rows
+    o_first = start + tl.arange(0, BLOCK_K)
+    o_pair = tl.load(pairs + o_first, o_first < end, 0)
+    for first in range(start, end, BLOCK_K):
+        o_row = first + tl.arange(0, BLOCK_K)  # not carried from step to step, which is slower
+        m_row = o_row < end
+        o_left = o_pair // LEFT_TOP if LEFT_TOP else o_row
+        o_right = o_pair // RIGHT_TOP if RIGHT_TOP else o_row
         # Loaded a step ahead, or the loads that it points to could not be.
-        pair = tl.load(pairs + rows + BLOCK_K, rows + BLOCK_K < end, 0)
-        mask, other = here[:, None], here[:, None]
+        o_pair = tl.load(pairs + o_row + BLOCK_K, o_row + BLOCK_K < end, 0)
+        m_left, m_right = m_row[:, None], m_row[:, None]
         if M % BLOCK_M:
-            mask = mask & (m < M)[None, :]
+            m_left = m_left & (o_m < M)[None, :]
         if N % BLOCK_N:
-            other = other & (n < N)[None, :]
-        a = tl.load(left + i.to(tl.int64)[:, None] * M + m[None, :], mask, 0.0)
-        b = tl.load(right + j.to(tl.int64)[:, None] * N + n[None, :], other, 0.0)
-        acc = dot_added(tl.trans(a), b, acc, PRECISION)
-    spot = out + expert.to(tl.int64) * (M * N) + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(spot, acc.to(out.dtype.element_ty), (m < M)[:, None] & (n < N)[None, :])
+            m_right = m_right & (o_n < N)[None, :]
+        b_left = tl.load(left + o_left.to(tl.int64)[:, None] * M + o_m[None, :], m_left, 0.0)
+        b_right = tl.load(right + o_right.to(tl.int64)[:, None] * N + o_n[None, :], m_right, 0.0)
+        acc = dot_added(tl.trans(b_left), b_right, acc, PRECISION)
+    p_out = out + expert.to(tl.int64) * (M * N) + o_m.to(tl.int64)[:, None] * N + o_n[None, :]
+    tl.store(p_out, acc.to(out.dtype.element_ty), (o_m < M)[:, None] & (o_n < N)[None, :])

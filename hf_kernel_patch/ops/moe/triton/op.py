@@ -12,8 +12,8 @@ import torch
 
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
-from hf_kernel_patch.ops.moe.triton.pipeline import backward, forward
-from hf_kernel_patch.ops.moe.triton.routing import Plan
+from hf_kernel_patch.ops.moe.triton.pipeline import Needed, backward, forward
+from hf_kernel_patch.ops.moe.triton.routing import Routing
 
 
 def moe(
@@ -52,28 +52,32 @@ class _MoE(torch.autograd.Function):
         *flat: torch.Tensor,
     ) -> torch.Tensor:
         experts = Experts(flat)
-        out, kept, order = forward(hidden, index, weights, experts, activation, keep=True)
-        sorted_pairs = () if order is None else order[:4]
-        ends = () if order is None or not experts.listed else (_to_host(order.ends),)
+        out, kept, routing = forward(hidden, index, weights, experts, activation, keep=True)
+        # Tensors go through save_for_backward, all of them, where checkpoints and hooks see them.
+        sorted_pairs = () if routing is None else routing[:4]
+        ends = (_to_host(routing.ends),) if routing is not None and experts.listed else ()
         ctx.save_for_backward(hidden, index, weights, kept, *flat, *sorted_pairs, *ends)
         ctx.activation, ctx.count = activation, len(flat)
-        ctx.tiles = None if order is None else order[4:]
+        ctx.tiles = None if routing is None else routing[4:]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         hidden, index, weights, kept, *rest = ctx.saved_tensors
         experts, rest = Experts(rest[: ctx.count]), rest[ctx.count :]
-        order = None if ctx.tiles is None else Plan(*rest[:4], *ctx.tiles)
+        routing = None if ctx.tiles is None else Routing(*rest[:4], *ctx.tiles)
+        activation = ctx.activation
         if torch.is_grad_enabled():
-            again = plain_gradients(grad, hidden, index, weights, ctx.activation, experts)
+            again = plain_gradients(grad, hidden, index, weights, activation, experts)
             return again[0], None, again[1], None, *again[2:]
-        needs = ctx.needs_input_grad
-        needed = needs[0], needs[2], *experts.any_needed(needs[4:])
-        found = backward(grad, hidden, index, weights, experts, kept, order, ctx.activation, needed)
-        used = _used(order, rest[4:], experts)
-        parts = experts.split_gradients(found[2], found[3], needs[4:], used)
-        return found[0], None, found[1], None, *parts
+        needs_hidden, _, needs_weights, _, *needs_experts = ctx.needs_input_grad
+        needed = Needed(needs_hidden, needs_weights, *experts.any_needed(needs_experts))
+        grad_hidden, grad_weights, grad_gate_up, grad_down = backward(
+            grad, hidden, index, weights, experts, kept, routing, activation, needed
+        )
+        used = _used(routing, rest[4:], experts) if experts.listed else ()
+        parts = experts.split_gradients(grad_gate_up, grad_down, needs_experts, used)
+        return grad_hidden, None, grad_weights, None, *parts
 
 
 def _to_host(ends: torch.Tensor) -> torch.Tensor:
@@ -91,20 +95,22 @@ def _to_host(ends: torch.Tensor) -> torch.Tensor:
     return waiting
 
 
-def _used(order: Plan | None, host: Sequence[torch.Tensor], experts: Experts) -> list[bool]:
+def _used(
+    routing: Routing | None, host: Sequence[torch.Tensor], experts: Experts
+) -> Sequence[bool]:
     """Which experts of a list some token chose; all of them in the capture of a CUDA graph.
 
-    ``host`` is what ``_to_host`` gave, or nothing for stacked experts, which are taken as a whole.
+    ``host`` is what ``_to_host`` gave, if there was a token.
     """
-    if not host or order is None:
-        return [order is not None] * experts.count
-    ends = host[0]
+    if routing is None:
+        return [False] * experts.count
+    (ends,) = host
     if (arrived := getattr(ends, "arrived", None)) is not None:
         arrived.synchronize()
-    elif order.ends.is_cuda and torch.cuda.is_current_stream_capturing():
+    elif routing.ends.is_cuda and torch.cuda.is_current_stream_capturing():
         return [True] * experts.count
     else:
-        ends = order.ends
+        ends = routing.ends
     rows = ends.tolist()
     return [end > start for start, end in zip([0, *rows], rows, strict=False)]
 
@@ -149,12 +155,10 @@ def backward_operator(
     needed: list[bool],
 ) -> list[torch.Tensor]:
     """The gradients of ``backward``, with empty tensors for None."""
-    one, two, three, four = needed
-    found = backward(
-        grad, hidden, index, weights, Experts(experts), kept, None, activation,
-        (one, two, three, four),
-    )  # fmt: skip
-    return [hidden.new_empty(0) if part is None else part for part in found]
+    gradients = backward(
+        grad, hidden, index, weights, Experts(experts), kept, None, activation, Needed(*needed)
+    )
+    return [hidden.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @backward_operator.register_fake
@@ -168,32 +172,37 @@ def _(
     activation: str,
     needed: list[bool],
 ) -> list[torch.Tensor]:
-    count = Experts(experts).count
-    size, width = Experts(experts).sizes
+    count, (size, width) = Experts(experts).count, Experts(experts).sizes
     dense = torch.contiguous_format
-    made = (
+    gradients = (
         torch.empty_like(hidden, memory_format=dense),
         torch.empty_like(weights, memory_format=dense),
         hidden.new_empty(count, 2 * width, size),
         hidden.new_empty(count, size, width),
     )
-    return [one if wanted else hidden.new_empty(0) for one, wanted in zip(made, needed)]
+    return [
+        gradient if wanted else hidden.new_empty(0) for gradient, wanted in zip(gradients, needed)
+    ]
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     hidden, index, weights, experts, ctx.activation, _ = inputs
     ctx.save_for_backward(hidden, index, weights, output[1], *experts)
-    ctx.needs = [tensor.requires_grad for tensor in experts]
+    ctx.needs_experts = [tensor.requires_grad for tensor in experts]
 
 
 def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
     hidden, index, weights, kept, *flat = ctx.saved_tensors
-    experts, needs = Experts(flat), ctx.needs
-    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], *experts.any_needed(needs)]
+    experts = Experts(flat)
+    needs_hidden, _, needs_weights, *_ = ctx.needs_input_grad
+    needed = [needs_hidden, needs_weights, *experts.any_needed(ctx.needs_experts)]
     found = backward_operator(grad, hidden, index, weights, flat, kept, ctx.activation, needed)
-    grads = [one if wanted else None for one, wanted in zip(found, needed)]
-    parts = experts.split_gradients(grads[2], grads[3], needs, [True] * experts.count)
-    return grads[0], None, grads[1], parts, None, None
+    grad_hidden, grad_weights, grad_gate_up, grad_down = (
+        gradient if wanted else None for gradient, wanted in zip(found, needed)
+    )
+    all_used = [True] * experts.count  # which were is not known without a word to the host
+    parts = experts.split_gradients(grad_gate_up, grad_down, ctx.needs_experts, all_used)
+    return grad_hidden, None, grad_weights, parts, None, None
 
 
 operator.register_autograd(_operator_backward, setup_context=_setup)

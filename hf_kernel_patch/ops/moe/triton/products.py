@@ -1,64 +1,65 @@
 """The grouped products in Triton: a gather in the loads of the first, SwiGLU in its epilogue.
 
-A tile is some rows of one expert, from ``triton_routing.Plan``. E experts, H hidden size, I width
-of an expert, T tokens, TOP experts a token, P = T * TOP pairs, as many rows at most.
+E experts, H hidden size, I width of an expert, T tokens, TOP experts a token, P = T * TOP pairs
+and as many rows at most, sorted by expert (``routing.Routing``).
 
-Weights are stacked, or a tensor for each expert: then ``table`` says where each lies, in units of
-LISTED elements from ``weight``; LISTED is 0 where they are stacked.
+The forward:
+
+1. ``gate_up_kernel``: the rows' tokens are gathered while they are loaded, times gate and up of
+   their expert at once; SwiGLU on the sums while they are in registers.
+2. ``rows_kernel``: times down, a row each. The backward gets the gradient of its input by it, too.
+3. ``rowwise.combine_kernel``: the weighted sum of a token's rows.
+
+A program computes a tile of the output: some rows, all of one expert, and a block of columns.
+
+Weights are stacked, or a tensor for each expert. Then ``offsets`` says where each of them begins,
+in units of UNIT elements from ``weight``; UNIT is 0 where they are stacked.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
 
-def descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
-    """What a kernel takes to read blocks of a tensor by the tensor memory accelerator."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return TensorDescriptor.from_tensor(tensor, list(block))
-
-
 @triton.jit
 def tile_of(
-    work, tiles, ends, most, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr
+    tile, tiles, ends, max_tiles, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr
 ):
-    """Expert, first row, rows, which of them there are, and block of columns of a piece of work.
+    """A tile's expert, first row, rows, their mask, and its block of columns.
 
     An expert's tiles come GROUP at a time, column by column: programs that run at the same time
     share what they read of the weights.
     """
-    tile = work // COLUMNS
-    expert = tl.load(tiles + tile)
-    first = tl.load(tiles + most + tile)
+    row_tile = tile // COLUMNS
+    expert = tl.load(tiles + row_tile)
+    first = tl.load(tiles + max_tiles + row_tile)
     end = tl.load(ends + expert)
-    column = work % COLUMNS
+    column = tile % COLUMNS
     if GROUP > 1:
         start = tl.load(ends + expert - 1, expert > 0, 0)
-        before = (first - start) // BLOCK_M
-        place = work - (tile - before) * COLUMNS
-        group = place // (GROUP * COLUMNS) * GROUP
+        row_tiles_before = (first - start) // BLOCK_M  # of the same expert
+        i = tile - (row_tile - row_tiles_before) * COLUMNS  # among all tiles of the expert
+        group = i // (GROUP * COLUMNS) * GROUP
         size = tl.minimum((end - start + (BLOCK_M - 1)) // BLOCK_M - group, GROUP)
-        place = place % (GROUP * COLUMNS)
-        first = start + (group + place % size) * BLOCK_M
-        column = place // size
-    rows = first + tl.arange(0, BLOCK_M)
-    return expert, first, rows, rows < end, column
+        i = i % (GROUP * COLUMNS)
+        first = start + (group + i % size) * BLOCK_M
+        column = i // size
+    o_row = first + tl.arange(0, BLOCK_M)
+    return expert, first, o_row, o_row < end, column
 
 
 @triton.jit
-def origin_of(table, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, LISTED: tl.constexpr):
-    """Where a part of an expert's weight begins; each has SIZE elements."""
-    if LISTED:
-        return tl.load(table + expert * PARTS + part) * LISTED
+def weight_offset(
+    offsets, expert, part, PARTS: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.constexpr
+):
+    """Where a part of an expert's weight begins, in elements; each part has SIZE of them."""
+    if UNIT:
+        return tl.load(offsets + expert * PARTS + part) * UNIT
     else:
         return (expert.to(tl.int64) * PARTS + part) * SIZE
 
@@ -79,10 +80,10 @@ def dot_added(left, right, acc, PRECISION: tl.constexpr):
 @triton.jit
 def product(
     x,  # (any, K), rows STRIDE apart, or a descriptor of it
-    sources,  # (BLOCK_M,) rows of x, or the first one of a descriptor's
+    o_row,  # (BLOCK_M,) rows of x, or the first one of a descriptor's
     weight,
-    origin,  # where the weight, or its first half, begins
-    other,  # and its second half
+    o_weight,  # where the weight, or its first half, begins
+    o_second,  # and its second half
     expert,
     column,
     acc,
@@ -90,52 +91,53 @@ def product(
     K: tl.constexpr,
     STRIDE: tl.constexpr,
     HALVES: tl.constexpr,
-    TURN: tl.constexpr,
-    FROM_DESCRIPTOR: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
+    TRANSPOSE: tl.constexpr,
+    FROM_DESCRIPTOR: tl.constexpr,  # whether x is one, and
+    DESCRIPTOR: tl.constexpr,  # whether the weight is
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """acc + rows of x times a block of columns of the expert's weight.
 
-    TURN is for weights (N, K), otherwise (K, N). With HALVES 2 they are twice (N, K), and the
-    columns are a block of the first and the same block of the second.
+    Weights are (N, K) where TRANSPOSE, otherwise (K, N). With HALVES 2 they are twice (N, K), and
+    the columns are a block of the first and the same block of the second.
     """
-    k = tl.arange(0, BLOCK_K)
+    o_k = tl.arange(0, BLOCK_K)
     if not FROM_DESCRIPTOR:
-        a = x + sources.to(tl.int64)[:, None] * STRIDE + k[None, :]
+        p_x = x + o_row.to(tl.int64)[:, None] * STRIDE + o_k[None, :]
     if not DESCRIPTOR:
         j = tl.arange(0, HALVES * BLOCK_N)
-        n = column * BLOCK_N + j % BLOCK_N
-        n_here = n < N
-        if TURN:
-            begin = tl.where(j < BLOCK_N, origin, other) + n.to(tl.int64) * K
-            b = weight + begin[None, :] + k[:, None]
+        o_n = column * BLOCK_N + j % BLOCK_N
+        m_n = o_n < N
+        if TRANSPOSE:
+            o_line = tl.where(j < BLOCK_N, o_weight, o_second) + o_n.to(tl.int64) * K
+            p_weight = weight + o_line[None, :] + o_k[:, None]
         else:
-            b = weight + origin + n[None, :] + k.to(tl.int64)[:, None] * N
+            p_weight = weight + o_weight + o_n[None, :] + o_k.to(tl.int64)[:, None] * N
     for start in range(0, K, BLOCK_K):
+        # Masks only where a size is no multiple of its block: they cost registers and time.
         if FROM_DESCRIPTOR:
-            left = x.load([sources, start])
+            b_x = x.load([o_row, start])
         else:
-            left = tl.load(a, k[None, :] < K - start, 0.0) if K % BLOCK_K else tl.load(a)
-            a += BLOCK_K
+            b_x = tl.load(p_x, o_k[None, :] < K - start, 0.0) if K % BLOCK_K else tl.load(p_x)
+            p_x += BLOCK_K
         if DESCRIPTOR:
-            if TURN:
-                place = weight.load([expert * HALVES, column * BLOCK_N, start])
-                right = tl.trans(place.reshape(HALVES * BLOCK_N, BLOCK_K))
+            if TRANSPOSE:
+                b_block = weight.load([expert * HALVES, column * BLOCK_N, start])
+                b_weight = tl.trans(b_block.reshape(HALVES * BLOCK_N, BLOCK_K))
             else:
-                place = weight.load([expert, start, column * BLOCK_N])
-                right = place.reshape(BLOCK_K, BLOCK_N)
+                b_block = weight.load([expert, start, column * BLOCK_N])
+                b_weight = b_block.reshape(BLOCK_K, BLOCK_N)
         else:
             if K % BLOCK_K:
-                right = tl.load(b, n_here[None, :] & (k[:, None] < K - start), 0.0)
+                b_weight = tl.load(p_weight, m_n[None, :] & (o_k[:, None] < K - start), 0.0)
             elif N % BLOCK_N:
-                right = tl.load(b, n_here[None, :], 0.0)
+                b_weight = tl.load(p_weight, m_n[None, :], 0.0)
             else:
-                right = tl.load(b)
-            b += BLOCK_K if TURN else BLOCK_K * N
-        acc = dot_added(left, right, acc, PRECISION)
+                b_weight = tl.load(p_weight)
+            p_weight += BLOCK_K if TRANSPOSE else BLOCK_K * N
+        acc = dot_added(b_x, b_weight, acc, PRECISION)
     return acc
 
 
@@ -145,23 +147,23 @@ def halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
 
 
-@triton.jit(do_not_specialize=["most"])
+@triton.jit(do_not_specialize=["max_tiles"])
 def gate_up_kernel(
     x,  # (T, H)
     weight,  # (E, 2 I, H), or a descriptor of it as (2 E, I, H)
-    table,  # (E, 2) int64
+    offsets,  # (E, 2) int64
     kept,  # (P, 2 I) gate and up
     inner,  # (P, I) activation(gate) * up
     pairs,
     ends,
     tiles,
-    most: tl.int32,
+    max_tiles: tl.int32,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     TOP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     KEEP: tl.constexpr,  # write gate and up
-    LISTED: tl.constexpr,
+    UNIT: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -170,47 +172,49 @@ def gate_up_kernel(
     GROUP: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    work = tl.program_id(0)
-    if work >= tl.load(tiles + 2 * most) * COLUMNS:
+    tile = tl.program_id(0)
+    # The host launches for as many tiles as there may be; the device knows how many there are.
+    if tile >= tl.load(tiles + 2 * max_tiles) * COLUMNS:
         return
-    expert, _, rows, here, column = tile_of(work, tiles, ends, most, COLUMNS, BLOCK_M, GROUP)
-    sources = tl.load(pairs + rows, here, 0) // TOP
-    origin = origin_of(table, expert, 0, 2, WIDTH * HIDDEN, LISTED)
-    other = origin_of(table, expert, 1, 2, WIDTH * HIDDEN, LISTED)
+    expert, _, o_row, m_row, column = tile_of(tile, tiles, ends, max_tiles, COLUMNS, BLOCK_M, GROUP)
+    o_token = tl.load(pairs + o_row, m_row, 0) // TOP
+    o_gate = weight_offset(offsets, expert, 0, 2, WIDTH * HIDDEN, UNIT)
+    o_up = weight_offset(offsets, expert, 1, 2, WIDTH * HIDDEN, UNIT)
+    # Gate and up in one product: what is loaded of x serves both, and both meet in registers.
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
     acc = product(
-        x, sources, weight, origin, other, expert, column, acc,
+        x, o_token, weight, o_gate, o_up, expert, column, acc,
         WIDTH, HIDDEN, HIDDEN, 2, True, False, DESCRIPTOR, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    kind = inner.dtype.element_ty
+    dtype = inner.dtype.element_ty
     gate, up = halves(acc, BLOCK_M, BLOCK_N)
-    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = here[:, None] & (n < WIDTH)[None, :]
-    place = rows.to(tl.int64)[:, None]
-    gate, up = gate.to(kind), up.to(kind)  # as the original rounds them
+    o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = m_row[:, None] & (o_n < WIDTH)[None, :]
+    o_line = o_row.to(tl.int64)[:, None]
+    gate, up = gate.to(dtype), up.to(dtype)  # as the original rounds them
     if KEEP:
-        tl.store(kept + place * (2 * WIDTH) + n[None, :], gate, mask)
-        tl.store(kept + place * (2 * WIDTH) + WIDTH + n[None, :], up, mask)
+        tl.store(kept + o_line * (2 * WIDTH) + o_n[None, :], gate, mask)
+        tl.store(kept + o_line * (2 * WIDTH) + WIDTH + o_n[None, :], up, mask)
     activated, _ = value_and_slope(gate.to(tl.float32), ACTIVATION)
-    activated = activated.to(kind).to(tl.float32) * up.to(tl.float32)
-    tl.store(inner + place * WIDTH + n[None, :], activated.to(kind), mask)
+    activated = activated.to(dtype).to(tl.float32) * up.to(tl.float32)
+    tl.store(inner + o_line * WIDTH + o_n[None, :], activated.to(dtype), mask)
 
 
-@triton.jit(do_not_specialize=["most"])
+@triton.jit(do_not_specialize=["max_tiles"])
 def rows_kernel(
     x,  # (P, PARTS * K), or a descriptor of it
-    weight,  # (E, N, K) where TURN, otherwise (E, PARTS * K, N), or a descriptor
-    table,  # (E, PARTS) int64
+    weight,  # (E, N, K) where TRANSPOSE, otherwise (E, PARTS * K, N), or a descriptor
+    offsets,  # (E, PARTS) int64
     out,  # (P, N)
     ends,
     tiles,
-    most: tl.int32,
+    max_tiles: tl.int32,
     N: tl.constexpr,
     K: tl.constexpr,
     PARTS: tl.constexpr,  # parts of the weight that lie apart
-    TURN: tl.constexpr,
-    LOOPS: tl.constexpr,  # programs, where each takes tiles in turn; otherwise 0
-    LISTED: tl.constexpr,
+    TRANSPOSE: tl.constexpr,
+    PROGRAMS: tl.constexpr,  # where each program loops over tiles; otherwise 0
+    UNIT: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -219,27 +223,29 @@ def rows_kernel(
     GROUP: tl.constexpr,
 ):
     COLUMNS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    works = tl.load(tiles + 2 * most) * COLUMNS
-    step = LOOPS if LOOPS else tl.maximum(works, 1)
+    tile_count = tl.load(tiles + 2 * max_tiles) * COLUMNS
+    # Without a loop over tiles the step is past the last tile: a program takes one, or none.
+    step = PROGRAMS if PROGRAMS else tl.maximum(tile_count, 1)
     # Flattened, so that the loads of the next tile begin before this one is stored.
-    for work in tl.range(tl.program_id(0), works, step, flatten=LOOPS > 0):
-        expert, first, rows, here, column = tile_of(
-            work, tiles, ends, most, COLUMNS, BLOCK_M, GROUP
+    for tile in tl.range(tl.program_id(0), tile_count, step, flatten=PROGRAMS > 0):
+        expert, first, o_row, m_row, column = tile_of(
+            tile, tiles, ends, max_tiles, COLUMNS, BLOCK_M, GROUP
         )
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if DESCRIPTOR:
+            # Rows of the next expert come along at an expert's end; the store leaves them out.
             acc = product(
                 x, first, weight, 0, 0, expert, column, acc,
-                N, K, K, 1, TURN, True, True, PRECISION, BLOCK_N, BLOCK_K,
+                N, K, K, 1, TRANSPOSE, True, True, PRECISION, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
-            sources = tl.where(here, rows, 0)
+            o_x = tl.where(m_row, o_row, 0)
             for part in tl.static_range(PARTS):
-                origin = origin_of(table, expert, part, PARTS, N * K, LISTED)
+                o_part = weight_offset(offsets, expert, part, PARTS, N * K, UNIT)
                 acc = product(
-                    x + part * K, sources, weight, origin, origin, expert, column, acc,
-                    N, K, PARTS * K, 1, TURN, False, False, PRECISION, BLOCK_N, BLOCK_K,
+                    x + part * K, o_x, weight, o_part, o_part, expert, column, acc,
+                    N, K, PARTS * K, 1, TRANSPOSE, False, False, PRECISION, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
-        n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-        place = rows.to(tl.int64)[:, None] * N + n[None, :]
-        tl.store(out + place, acc.to(out.dtype.element_ty), here[:, None] & (n < N)[None, :])
+        o_n = column * BLOCK_N + tl.arange(0, BLOCK_N)
+        o_out = o_row.to(tl.int64)[:, None] * N + o_n[None, :]
+        tl.store(out + o_out, acc.to(out.dtype.element_ty), m_row[:, None] & (o_n < N)[None, :])

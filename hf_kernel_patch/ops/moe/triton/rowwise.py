@@ -1,4 +1,10 @@
-"""What surrounds the grouped products in Triton: the sum over a token's rows, and decoding."""
+"""What surrounds the grouped products in Triton: the sum over a token's rows, and decoding.
+
+For few tokens nothing is sorted, as every pair reads its expert's weights by itself anyway:
+
+1. ``pair_inner_kernel``: activation(gate) * up of some columns of a pair.
+2. ``pair_down_kernel``: some columns of a token's output, all of its experts at once.
+"""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -25,15 +31,16 @@ def combine_kernel(
     """The weighted sum of every token's rows, slot by slot, in float32."""
     COLUMNS: tl.constexpr = (N + BLOCK - 1) // BLOCK
     token = tl.program_id(0) // COLUMNS
-    n = tl.program_id(0) % COLUMNS * BLOCK + tl.arange(0, BLOCK)
+    o_n = tl.program_id(0) % COLUMNS * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for slot in tl.static_range(TOP):
         row = tl.load(rows + token * TOP + slot).to(tl.int64)
-        value = tl.load(x + row * N + n, (n < N) & (row >= 0), 0.0).to(tl.float32)
+        b_x = tl.load(x + row * N + o_n, (o_n < N) & (row >= 0), 0.0).to(tl.float32)
         if WEIGHTED:
-            value *= tl.load(weights + token * TOP + slot).to(tl.float32)
-        total += tl.where(row >= 0, value, 0.0)
-    tl.store(out + token.to(tl.int64) * N + n, total.to(out.dtype.element_ty), n < N)
+            b_x *= tl.load(weights + token * TOP + slot).to(tl.float32)
+        # Not added even as zero: the weight of a pair without a row may be anything.
+        total += tl.where(row >= 0, b_x, 0.0)
+    tl.store(out + token.to(tl.int64) * N + o_n, total.to(out.dtype.element_ty), o_n < N)
 
 
 @triton.jit
@@ -51,12 +58,14 @@ def scaled_kernel(
 ):
     """activation(gate) * up * routing weight, where nothing else of the backward is needed."""
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    rows = tl.program_id(0) // COLUMNS * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_row = tl.program_id(0) // COLUMNS * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) % COLUMNS * BLOCK_N
-    here = rows < tl.load(ends + E - 1)
-    share = tl.load(weights + tl.load(pairs + rows, here, 0), here, 0.0).to(tl.float32)
+    m_row = o_row < tl.load(ends + E - 1)
+    o_pair = tl.load(pairs + o_row, m_row, 0)
+    routing_weight = tl.load(weights + o_pair, m_row, 0.0).to(tl.float32)
+    no_grad = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # nothing that is made of it is stored
     activation_backward(
-        tl.zeros((BLOCK_M, BLOCK_N), tl.float32), kept, kept, scaled, share, rows, here, column,
+        no_grad, kept, kept, scaled, routing_weight, o_row, m_row, column,
         WIDTH, ACTIVATION, False, True, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -81,25 +90,25 @@ def pair_inner_kernel(
     Pairs come first, so that those of the same expert meet in the cache.
     """
     pair = tl.program_id(0) % pairs
-    n = tl.program_id(0) // pairs * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_n = tl.program_id(0) // pairs * BLOCK_N + tl.arange(0, BLOCK_N)
     expert = tl.load(index + pair).to(tl.int64)
-    here = (n < WIDTH) & (expert >= 0) & (expert < E)
-    base = weight + expert * (2 * WIDTH * HIDDEN) + n[:, None] * HIDDEN
-    token = x + (pair // TOP).to(tl.int64) * HIDDEN
+    m_n = (o_n < WIDTH) & (expert >= 0) & (expert < E)
+    p_gate = weight + expert * (2 * WIDTH * HIDDEN) + o_n[:, None] * HIDDEN
+    p_x = x + (pair // TOP).to(tl.int64) * HIDDEN
     gate = tl.zeros((BLOCK_N,), tl.float32)
     up = tl.zeros((BLOCK_N,), tl.float32)
     for start in tl.static_range(0, HIDDEN, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        mask = here[:, None] & (k < HIDDEN)[None, :]
-        one = tl.load(base + k[None, :], mask, 0.0)
-        two = tl.load(base + WIDTH * HIDDEN + k[None, :], mask, 0.0)
-        value = tl.load(token + k, k < HIDDEN, 0.0).to(tl.float32)[None, :]
-        gate += tl.sum(one.to(tl.float32) * value, 1)
-        up += tl.sum(two.to(tl.float32) * value, 1)
-    kind = inner.dtype.element_ty
-    activated, _ = value_and_slope(gate.to(kind).to(tl.float32), ACTIVATION)
-    activated = activated.to(kind).to(tl.float32) * up.to(kind).to(tl.float32)
-    tl.store(inner + pair.to(tl.int64) * WIDTH + n, activated.to(kind), n < WIDTH)
+        o_k = start + tl.arange(0, BLOCK_K)
+        mask = m_n[:, None] & (o_k < HIDDEN)[None, :]
+        b_gate = tl.load(p_gate + o_k[None, :], mask, 0.0)
+        b_up = tl.load(p_gate + WIDTH * HIDDEN + o_k[None, :], mask, 0.0)
+        b_x = tl.load(p_x + o_k, o_k < HIDDEN, 0.0).to(tl.float32)[None, :]
+        gate += tl.sum(b_gate.to(tl.float32) * b_x, 1)
+        up += tl.sum(b_up.to(tl.float32) * b_x, 1)
+    dtype = inner.dtype.element_ty  # rounded to it as the original does
+    activated, _ = value_and_slope(gate.to(dtype).to(tl.float32), ACTIVATION)
+    activated = activated.to(dtype).to(tl.float32) * up.to(dtype).to(tl.float32)
+    tl.store(inner + pair.to(tl.int64) * WIDTH + o_n, activated.to(dtype), o_n < WIDTH)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -121,20 +130,22 @@ def pair_down_kernel(
     """The second product of a token's experts and their weighted sum; tokens come first."""
     token = (tl.program_id(0) % tokens).to(tl.int64)
     column = tl.program_id(0) // tokens * BLOCK_N
-    line = tl.arange(0, SLOTS * BLOCK_N)
-    slot, n = line // BLOCK_N, column + line % BLOCK_N
-    pair = token * TOP + slot
-    expert = tl.load(index + pair, slot < TOP, E).to(tl.int64)
-    here = (n < HIDDEN) & (expert >= 0) & (expert < E)
-    base = weight + expert[:, None] * (HIDDEN * WIDTH) + n[:, None] * WIDTH
+    # A line is a column of one slot: all of a token's experts are read at the same time.
+    o_line = tl.arange(0, SLOTS * BLOCK_N)
+    o_slot, o_n = o_line // BLOCK_N, column + o_line % BLOCK_N
+    o_pair = token * TOP + o_slot
+    expert = tl.load(index + o_pair, o_slot < TOP, E).to(tl.int64)
+    m_line = (o_n < HIDDEN) & (expert >= 0) & (expert < E)
+    p_weight = weight + expert[:, None] * (HIDDEN * WIDTH) + o_n[:, None] * WIDTH
     acc = tl.zeros((SLOTS * BLOCK_N,), tl.float32)
     for start in tl.static_range(0, WIDTH, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        mask = here[:, None] & (k < WIDTH)[None, :]
-        part = tl.load(base + k[None, :], mask, 0.0).to(tl.float32)
-        acc += tl.sum(part * tl.load(inner + pair[:, None] * WIDTH + k[None, :], mask, 0.0), 1)
-    share = tl.load(weights + pair, here, 0.0).to(tl.float32)
-    acc = acc.to(out.dtype.element_ty).to(tl.float32) * share  # as the original rounds it
+        o_k = start + tl.arange(0, BLOCK_K)
+        mask = m_line[:, None] & (o_k < WIDTH)[None, :]
+        b_weight = tl.load(p_weight + o_k[None, :], mask, 0.0).to(tl.float32)
+        b_inner = tl.load(inner + o_pair[:, None] * WIDTH + o_k[None, :], mask, 0.0)
+        acc += tl.sum(b_weight * b_inner, 1)
+    routing_weight = tl.load(weights + o_pair, m_line, 0.0).to(tl.float32)
+    acc = acc.to(out.dtype.element_ty).to(tl.float32) * routing_weight  # as the original rounds it
     total = tl.sum(tl.reshape(acc, (SLOTS, BLOCK_N)), 0)
-    n = column + tl.arange(0, BLOCK_N)
-    tl.store(out + token * HIDDEN + n, total.to(out.dtype.element_ty), n < HIDDEN)
+    o_out = column + tl.arange(0, BLOCK_N)
+    tl.store(out + token * HIDDEN + o_out, total.to(out.dtype.element_ty), o_out < HIDDEN)

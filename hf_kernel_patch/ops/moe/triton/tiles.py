@@ -14,8 +14,9 @@ class Tile(NamedTuple):
 
     ``m`` rows; ``n`` columns, of gate and as many of up in the first product; steps of ``k``. With
     ``descriptor`` the tensor memory accelerator reads the weights, and rows that lie in order;
-    with ``loops``, which ``down`` and ``hidden_backward`` may have, as many programs as there are
-    multiprocessors take tiles in turn. ``group`` tiles of an expert's rows take turns at a column.
+    with ``loops``, which ``down`` and ``hidden_backward`` may have, there are as many programs as
+    multiprocessors, and each loops over tiles. ``group`` tiles of an expert's rows share a block of
+    columns before the next one follows.
     """
 
     m: int
@@ -29,7 +30,7 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The tiles of every product; those over rows of a plan have the same ``m``."""
+    """The tiles of every product; those over the rows of a routing have the same ``m``."""
 
     gate_up: Tile
     down: Tile
@@ -46,10 +47,12 @@ def _alike(tile: Tile, weights: Tile | None = None, part: int = 64) -> Tiles:
 
     Columns of gate and of up together are as many as the others'.
     """
-    last = weights or tile
-    return Tiles(tile._replace(n=tile.n // 2), tile, tile, tile, last, last, part)
+    weights = weights or tile
+    return Tiles(tile._replace(n=tile.n // 2), tile, tile, tile, weights, weights, part)
 
 
+# With few rows an expert, the time goes into reading weights: few rows a tile, long steps. With
+# many, into products: the largest tiles that registers hold, and in the end programs that loop.
 #: Rows of an expert on average, up to so many -> tiles. 2-byte numbers on Hopper.
 HOPPER: dict[int, Tiles] = {
     1: Tiles(
@@ -115,7 +118,7 @@ def choose(device: torch.device, dtype: torch.dtype, pairs: int, experts: int) -
     """The tiles for so many pairs over so many experts."""
     table = _table(device, dtype)
     rows = pairs / experts
-    return next(tiles for most, tiles in table.items() if rows <= most)
+    return next(tiles for max_rows, tiles in table.items() if rows <= max_rows)
 
 
 @cache
