@@ -92,16 +92,16 @@ def test_reference_is_what_the_block_of_transformers_4_computes(
     name: str, norm_topk_prob: bool
 ) -> None:
     config = tiny_config(name, norm_topk_prob=norm_topk_prob)
-    kind = "Qwen3MoeSparseMoeBlock" if name == "qwen3_moe" else "MixtralSparseMoeBlock"
+    block_class = "Qwen3MoeSparseMoeBlock" if name == "qwen3_moe" else "MixtralSparseMoeBlock"
     torch.manual_seed(0)
-    block = getattr(modelling(name), kind)(config)
+    block = getattr(modelling(name), block_class)(config)
     tokens = draw((1, 7, config.hidden_size))
     out, logits = block(tokens)
     weights, index = F.softmax(logits, dim=1).topk(block.top_k, dim=-1)
     if norm_topk_prob or name == "mixtral":
         weights = weights / weights.sum(-1, keepdim=True)
     names = ("w1", "w3", "w2") if name == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-    experts = [[getattr(expert, one).weight for one in names] for expert in block.experts]
+    experts = [[getattr(expert, name).weight for name in names] for expert in block.experts]
     pairs, downs = [(gate, up) for gate, up, _ in experts], [down for *_, down in experts]
     same = reference.moe(tokens[0], index, weights, pairs, downs)
     assert error(same.detach(), out[0].detach()) <= 1e-6

@@ -23,7 +23,7 @@ CASES = [
 
 
 def leaves_of(arguments: tuple[Any, ...]) -> list[torch.Tensor]:
-    return [one for one in tree_leaves(arguments) if getattr(one, "requires_grad", False)]
+    return [x for x in tree_leaves(arguments) if getattr(x, "requires_grad", False)]
 
 
 def nodes_of(out: torch.Tensor) -> list[Any]:
@@ -34,7 +34,7 @@ def nodes_of(out: torch.Tensor) -> list[Any]:
         if node is None or node in found:
             continue
         found.append(node)
-        todo += [one for one, _ in node.next_functions]
+        todo += [following for following, _ in node.next_functions]
     return [node for node in found if hasattr(node, "__dict__")]
 
 
@@ -42,8 +42,8 @@ def check(op: Any, case: Any, device: str) -> None:
     """Nothing but what is packed, and the gradients of what a checkpoint has computed again."""
     arguments, _ = case.inputs(device)
     out = op(*arguments)
-    kept = [one for node in nodes_of(out) for one in tree_leaves(vars(node))]
-    assert not [one for one in kept if isinstance(one, torch.Tensor)]
+    kept = [value for node in nodes_of(out) for value in tree_leaves(vars(node))]
+    assert not [value for value in kept if isinstance(value, torch.Tensor)]
     upstream = torch.randn_like(out)
     wanted = torch.autograd.grad(out, leaves_of(arguments), upstream, allow_unused=True)
     again, _ = case.inputs(device)

@@ -73,7 +73,7 @@ def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
             return reason
         if not takes_gating:
             return OWN_GATE
-        if any(one is None for one in tensors):
+        if any(tensor is None for tensor in tensors):
             return "there are no routes"
         for name, plain in attributes.items():
             if getattr(experts, name, plain) != plain:

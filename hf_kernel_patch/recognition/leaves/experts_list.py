@@ -170,9 +170,9 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
         ):
             return [], [], "", why_not or "an expert is wrapped, hooked or has a bias"
         weights = [part._parameters["weight"] for part in parts]
-        if any(one._backward_hooks or one._post_accumulate_grad_hooks for one in weights):
+        if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
             why_not = why_not or "a hook on an expert's weight"
-        shapes = [one.shape for one in weights]
+        shapes = [weight.shape for weight in weights]
         activation, sizes = activation or found, sizes or shapes
         if found != activation or shapes != sizes:
             why_not = why_not or "the experts differ in activation or size"

@@ -65,7 +65,7 @@ KINDS = {
 }
 
 
-def kind_of(name: str) -> Any:
+def class_of(name: str) -> Any:
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     return getattr(module, KINDS[name])
 
@@ -74,8 +74,8 @@ def is_known(name: str) -> bool:
     """Whether the installed transformers has such experts; Aria's were others before."""
     if not TRANSFORMERS_5 or not importlib.util.find_spec(f"transformers.models.{name}"):
         return False
-    kind = kind_of(name)
-    return known()["moe.gated"].why_not(kind.forward, kind) is None
+    cls = class_of(name)
+    return known()["moe.gated"].why_not(cls.forward, cls) is None
 
 
 NAMES = [name for name in KINDS if is_known(name)]
@@ -85,7 +85,7 @@ every = pytest.mark.parametrize("name", NAMES)
 def built(name: str, implementation: str = "grouped_mm", dtype: Any = torch.float32) -> Any:
     """Experts with random weights, the same at every call."""
     config = SimpleNamespace(**_CONFIG, _experts_implementation=implementation)
-    experts = kind_of(name)(config)
+    experts = class_of(name)(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -110,10 +110,10 @@ def in_force() -> Iterator[Callable[..., tuple[Composed, Counter[str]]]]:
     """Puts the leaf in force on a class: what it runs then, and what its calls meet."""
     sites: list[Site] = []
 
-    def force(kind: Any, kernel: Any = TorchFusedMoE, explicit: bool = True) -> Any:
+    def force(cls: Any, kernel: Any = TorchFusedMoE, explicit: bool = True) -> Any:
         request = Request("moe.gated", kernel, explicit)
-        assert why_not(kind.forward, kind, request) is None
-        made = composed(kind.forward, kind, (request,), alone=False)
+        assert why_not(cls.forward, cls, request) is None
+        made = composed(cls.forward, cls, (request,), alone=False)
         site, calls = made.sites[request], Counter[str]()
         site.active, site.counters = True, [calls]
         sites.append(site)
@@ -161,15 +161,15 @@ def test_a_gate_that_is_set_later_runs(
     name: str, where: str, in_force: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts = built(name)
-    kind = type(experts)
-    forward, calls = in_force(kind)
+    cls = type(experts)
+    forward, calls = in_force(cls)
     results(forward, experts)
-    gate = doubled(kind._apply_gate)
+    gate = doubled(cls._apply_gate)
     if where == "class":
-        monkeypatch.setattr(kind, "_apply_gate", gate)
+        monkeypatch.setattr(cls, "_apply_gate", gate)
     else:
         experts._apply_gate = MethodType(gate, experts)
-    eager = results(kind.forward, experts)
+    eager = results(cls.forward, experts)
     assert largest_error(results(forward, experts), eager) < 3e-6
     written_out = name in ("aria", "muse_spark")  # in the loop, so that it is the original's call
     reason = {fallback("experts with an _apply_gate of their own"): 1}
@@ -278,9 +278,9 @@ def test_a_model_trains_with_and_without_adapters_on_its_experts(
         config = peft.LoraConfig(r=2, target_parameters=stacked, init_lora_weights=False)
         model = peft.get_peft_model(model, config)
     eager = outputs_and_gradients(model)
-    kind = modelling("gpt_oss").GptOssExperts
-    forward, calls = in_force(kind)
-    monkeypatch.setattr(kind, "forward", forward)
+    cls = modelling("gpt_oss").GptOssExperts
+    forward, calls = in_force(cls)
+    monkeypatch.setattr(cls, "forward", forward)
     assert largest_error(outputs_and_gradients(model), eager) < 3e-6
     assert calls == {SERVED: 2}
 
@@ -288,10 +288,10 @@ def test_a_model_trains_with_and_without_adapters_on_its_experts(
 @needs_gpt_oss
 def test_decoding_takes_batched_mm_where_the_experts_are_left() -> None:
     model = tiny_model("gpt_oss").to("meta")  # on a CPU transformers does not switch
-    kind = type(model)
+    cls = type(model)
     request = Request("moe.decoding", TorchFusedMoE)
-    original = kind._optimize_model_for_decode
-    made = composed(original, kind, (request,), alone=False)
+    original = cls._optimize_model_for_decode
+    made = composed(original, cls, (request,), alone=False)
     made.sites[request].active = True
     try:
         with made.function(model):

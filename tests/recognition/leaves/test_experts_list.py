@@ -44,8 +44,8 @@ def a_hook_on_the_activation(expert: Any) -> None:
 
 
 def a_forward_of_a_subclass(expert: Any) -> None:
-    kind = type(expert)
-    expert.__class__ = type("Mine", (kind,), {"forward": lambda self, x: kind.forward(self, x) * 3})
+    cls = type(expert)
+    expert.__class__ = type("Mine", (cls,), {"forward": lambda self, x: cls.forward(self, x) * 3})
 
 
 def half_as_wide(expert: Any) -> None:
@@ -83,9 +83,9 @@ def test_somebody_s_forward_of_the_experts_class_is_run(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(name)
-    kind = type(experts_of(model)[0])
-    forward = kind.forward
-    monkeypatch.setattr(kind, "forward", lambda self, *x: forward(self, *x) * 3)
+    cls = type(experts_of(model)[0])
+    forward = cls.forward
+    monkeypatch.setattr(cls, "forward", lambda self, *x: forward(self, *x) * 3)
     eager = model(tokens()).logits
     with hf_kernel_patch.patched("torch_fused_moe", models=name, strict=True) as report:
         assert torch.equal(model(tokens()).logits, eager)

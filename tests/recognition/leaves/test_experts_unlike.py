@@ -48,13 +48,13 @@ def routed(experts: Any, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", GATED)
 def test_our_name_leaves_a_gate_of_their_own_to_the_default(name: str) -> None:
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    kind: Any = next(
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type)
-        and getattr(vars(kind).get("_apply_gate"), "__module__", "") == module.__name__
+    cls: Any = next(
+        cls
+        for cls in vars(module).values()
+        if isinstance(cls, type)
+        and getattr(vars(cls).get("_apply_gate"), "__module__", "") == module.__name__
     )
-    experts = kind(config := SimpleNamespace(**_CONFIG, _experts_implementation="grouped_mm"))
+    experts = cls(config := SimpleNamespace(**_CONFIG, _experts_implementation="grouped_mm"))
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
     plain = routed(experts, 32)
@@ -87,8 +87,8 @@ def test_somebody_s_gate_is_the_original_s(
 ) -> None:
     model = tiny_model(name)
     experts = [one for one in model.modules() if type(one).__name__.endswith(("Experts", "Moe"))]
-    kind = type(experts[-1])
-    monkeypatch.setattr(kind, "_apply_gate", kind._apply_gate)  # which takes a change back
+    cls = type(experts[-1])
+    monkeypatch.setattr(cls, "_apply_gate", cls._apply_gate)  # which takes a change back
     before = model(tokens()).logits
     change(experts[-1])
     changed = model(tokens()).logits

@@ -58,11 +58,11 @@ def test_experts_in_fp8_run_by_the_default_of_their_own_interface(
     interface = finegrained_fp8.ALL_FP8_EXPERTS_FUNCTIONS
     # Their real default needs a kernel from the hub.
     monkeypatch.setitem(interface, "grouped_mm", lambda self, hidden, index, weights: hidden * 2)
-    kind = type("FP8", (finegrained_fp8.FP8Experts,), {})
-    kind = use_experts_implementation(kind, experts_interface=interface)
+    cls = type("FP8", (finegrained_fp8.FP8Experts,), {})
+    cls = use_experts_implementation(cls, experts_interface=interface)
     sizes = {"num_local_experts": 4, "hidden_size": 32, "moe_intermediate_size": 16}
     config = SimpleNamespace(**sizes, hidden_act="silu", _experts_implementation=OURS)
-    experts: Any = kind(config, block_size=(16, 16))
+    experts: Any = cls(config, block_size=(16, 16))
     hidden, index, weights = torch.randn(3, 32), torch.zeros(3, 2).long(), torch.rand(3, 2)
     with pytest.warns(hf_kernel_patch.KernelPatchWarning, match="FP8 runs by transformers"):
         assert torch.equal(experts(hidden, index, weights), hidden * 2)

@@ -72,9 +72,9 @@ def case(
         gate_up, down = as_list(*parts) if listed else parts
         return (hidden, index.to(device), weights, gate_up, down, activation), {}
 
-    kinds = "-".join(SHORT[one] for one in dtypes)
+    names = "-".join(SHORT[dtype] for dtype in dtypes)
     layout = f"{'list' if listed else 'stacked'}-{'x'.join(map(str, sizes))}"
-    shown = f"{name or route}-{layout}-{activation}-{kinds}"
+    shown = f"{name or route}-{layout}-{activation}-{names}"
     return Case(shown, "moe", inputs, original)
 
 

@@ -65,8 +65,8 @@ def case(
         gating = Gating(interleaved if biased else halves, *biases, transposed=biased)
         return (hidden, index, weights, parts["gate_up"], parts["down"], gating), {}
 
-    kinds = "-".join(SHORT[one] for one in dtypes)
-    label = f"{name or route}-{'x'.join(map(str, sizes))}-{'biased' if biased else 'plain'}-{kinds}"
+    names = "-".join(SHORT[dtype] for dtype in dtypes)
+    label = f"{name or route}-{'x'.join(map(str, sizes))}-{'biased' if biased else 'plain'}-{names}"
     return Case(label, "moe", inputs, original)
 
 
