@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Experts:
-    """The weights of ``count`` experts: stacked as in transformers 5, or listed as in 4.
+    """The weights of E experts: stacked as in transformers 5, or listed as in 4.
 
     Autograd functions and torch's custom operators take tensors one by one, so these come flat:
 
@@ -27,12 +27,16 @@ class Experts:
     def __init__(self, flat: Sequence[torch.Tensor]) -> None:
         self.flat = tuple(flat)
         self.listed = len(self.flat) != 2
-        self.count = len(self.flat) // 3 if self.listed else len(self.flat[0])
 
     @classmethod
     def of(cls, gate_up: GateUp, down: Down) -> Experts:
         """The experts of the op's two arguments."""
         return cls(flatten(gate_up, down))
+
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return len(self.flat) // 3 if self.listed else self.flat[0].shape[0]
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -77,8 +81,9 @@ class Experts:
             return [gate_up, down]
         gates, ups = (None, None) if gate_up is None else gate_up.chunk(2, dim=1)
         gradients: list[torch.Tensor | None] = []
+        count = self.count
         for i, needs in enumerate(needed):
-            part, expert = divmod(i, self.count)
+            part, expert = divmod(i, count)
             stacked = (gates, ups, down)[part]
             wanted = stacked is not None and needs and used[expert]
             gradients.append(stacked[expert] if stacked is not None and wanted else None)

@@ -28,13 +28,14 @@ class GroupedWeight(NamedTuple):
 
 def grouped_weights(experts: Experts) -> tuple[GroupedWeight, GroupedWeight]:
     """The weights of gate_up and of down."""
-    count, (hidden, width) = experts.count, experts.sizes
     if not experts.listed:
         gate_up, down = experts.flat
+        count, hidden, width = down.shape
         return (
             GroupedWeight(gate_up, gate_up, 0, count, 2, width, hidden),
             GroupedWeight(down, down, 0, count, 1, hidden, width),
         )
+    count, (hidden, width) = experts.count, experts.sizes
     gates, ups, downs = experts.products
     pairs = [part for pair in zip(gates, ups) for part in pair]
     return (
