@@ -165,11 +165,6 @@ def shared_memory(device: torch.device) -> int:
     return max(int(getattr(properties, name, 48 << 10)) for name in names)
 
 
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
 def programs_for(blocks: int, most: int) -> int:
     """How many looping programs, at most ``most``, so that all take about as many blocks."""
     return cdiv(blocks, cdiv(blocks, most)) if blocks else 0
