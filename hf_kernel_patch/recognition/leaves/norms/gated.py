@@ -3,65 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.leaves.norms import texts
+from hf_kernel_patch.recognition.leaves.norms.kernel_arguments import missing
 from hf_kernel_patch.recognition.leaves.norms.plain import NO_WEIGHT
-from hf_kernel_patch.recognition.leaves.norms.taken import missing
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _NO_GATE = "there is no gate"
 
 
-def _gated(site: Site) -> Callable[..., Any]:
+def _gated(site: Site) -> Callable[..., torch.Tensor]:
     serve = _rounded_first(site)
 
-    def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
+    def forward(
+        self: nn.Module, hidden_states: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return serve(self, hidden_states, gate, None if gate is not None else _NO_GATE)
 
     return forward
 
 
-def _gated_by_name(site: Site) -> Callable[..., Any]:
+def _gated_by_name(site: Site) -> Callable[..., torch.Tensor]:
     serve = _rounded_first(site)
 
-    def forward(self: Any, hidden_states: Any, gate: Any) -> Any:
+    def forward(
+        self: nn.Module, hidden_states: torch.Tensor, gate: torch.Tensor | None
+    ) -> torch.Tensor:
         name = self.activation
-        why_not = None if name == "silu" else f"the gate's activation is {name}, not silu"
-        return serve(self, hidden_states, gate, why_not)
+        fallback = None if name == "silu" else f"the gate's activation is {name}, not silu"
+        return serve(self, hidden_states, gate, fallback)
 
     return forward
 
 
-def _rounded_first(site: Site) -> Callable[..., Any]:
+def _rounded_first(site: Site) -> Callable[..., torch.Tensor]:
     """(norm, hidden states, gate, why the op may not serve them) -> Llama's norm, gated."""
-    original, rms_norm, without = site.original, site.op, missing(site, "gate")
+    original, rms_norm, lacks = site.original, site.op, missing(site, "gate")
 
-    def serve(self: Any, hidden_states: Any, gate: Any, why_not: str | None) -> Any:
+    def serve(
+        self: nn.Module,
+        hidden_states: torch.Tensor,
+        gate: torch.Tensor | None,
+        fallback: str | None,
+    ) -> torch.Tensor:
         weight = self.weight
         arguments = hidden_states, weight, self.variance_epsilon, 0.0, True, gate
         if weight is None:
-            why_not = NO_WEIGHT
-        if site.declines(*arguments, unless=without or why_not, module=self):
+            fallback = NO_WEIGHT
+        if site.declines(*arguments, unless=lacks or fallback, module=self):
             return original(self, hidden_states, gate)
         return rms_norm(*arguments)
 
     return serve
 
 
-def _gated_in_float32(site: Site) -> Callable[..., Any]:
-    original, rms_norm, without = site.original, site.op, missing(site, "activation")
+def _gated_in_float32(site: Site) -> Callable[..., torch.Tensor]:
+    original, rms_norm, lacks = site.original, site.op, missing(site, "activation")
 
-    def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
-        weight, name, why_not = self.weight, self.activation, without
+    def forward(
+        self: nn.Module, hidden_states: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight, name, fallback = self.weight, self.activation, lacks
         if gate is None or weight is None:
-            why_not = _NO_GATE if gate is None else NO_WEIGHT
+            fallback = _NO_GATE if gate is None else NO_WEIGHT
         elif name not in ("silu", "sigmoid"):
-            why_not = f"the gate's activation is {name}, neither silu nor sigmoid"
+            fallback = f"the gate's activation is {name}, neither silu nor sigmoid"
         numbers = self.variance_epsilon, 0.0, False
         arguments = (hidden_states, weight, *numbers, gate, None, True, name)
-        if site.declines(*arguments, unless=why_not, module=self):
+        if site.declines(*arguments, unless=fallback, module=self):
             return original(self, hidden_states, gate)
         return rms_norm(*arguments)
 
@@ -69,16 +84,18 @@ def _gated_in_float32(site: Site) -> Callable[..., Any]:
 
 
 def _gate_first(in_groups: bool) -> Adapter:
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, rms_norm, without = site.original, site.op, missing(site, "norm_before_gate")
+    def adapter(site: Site) -> Callable[..., torch.Tensor]:
+        original, rms_norm, lacks = site.original, site.op, missing(site, "norm_before_gate")
 
-        def forward(self: Any, hidden_states: Any, gate: Any = None) -> Any:
+        def forward(
+            self: nn.Module, hidden_states: torch.Tensor, gate: torch.Tensor | None = None
+        ) -> torch.Tensor:
             group_size = self.group_size if in_groups else None
             numbers = self.variance_epsilon, 0.0, True
             weight = self.weight
-            why_not = without if weight is not None else NO_WEIGHT
+            fallback = lacks if weight is not None else NO_WEIGHT
             arguments = (hidden_states, weight, *numbers, gate, group_size, False)
-            if site.declines(*arguments, unless=why_not, module=self):
+            if site.declines(*arguments, unless=fallback, module=self):
                 return original(self, hidden_states, gate)
             return rms_norm(*arguments)
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.leaves.norms import texts
-from hf_kernel_patch.recognition.leaves.norms.taken import missing
+from hf_kernel_patch.recognition.leaves.norms.kernel_arguments import missing
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class Norm(NamedTuple):
-    """What a text computes: the attribute that holds eps, and the op's options.
+    """What a source text computes.
 
-    ``asks`` names what a module's own attributes have a say in, for which see ``spanned``.
+    Attributes:
+        eps: the name of the module's attribute that holds eps.
+        offset, cast_first: as the op takes them.
+        asks: attributes of the module, on whose values it depends whether this is what it computes;
+            see ``spanned``.
     """
 
     eps: str
@@ -23,9 +31,9 @@ class Norm(NamedTuple):
     asks: tuple[str, ...] = ()
 
 
-#: Which is an error of an original that takes one, and no norm without.
+#: The originals that take a weight raise an error without one; the op would not.
 NO_WEIGHT = "there is no weight"
-#: Every text that the ops of a norm and its neighbours can express as well, at least sometimes.
+#: Every text that the ops of a norm and its neighbours can express too, for some modules at least.
 NORMS = {
     texts.LLAMA: Norm("variance_epsilon", 0.0, True),
     texts.OLMO2: Norm("variance_epsilon", 0.0, False),
@@ -35,17 +43,17 @@ NORMS = {
     texts.LLAMA4: Norm("eps", 0.0, True, ("_norm",)),
     texts.GEMMA4: Norm("eps", 0.0, False, ("_norm", "with_scale")),
 }
-#: Qwen4's forward is Gemma's, over another ``_norm``.
+#: Qwen4's forward is Gemma's, with another ``_norm`` method.
 GROUPED = Norm("eps", 1.0, False, ("_norm", "group_size"))
 
 
 def _adapter(text: str) -> Adapter:
     eps_name, offset, cast_first, _ = NORMS[text]
 
-    def adapter(site: Site) -> Callable[..., Any]:
+    def adapter(site: Site) -> Callable[..., torch.Tensor]:
         original, rms_norm = site.original, site.op
 
-        def forward(self: Any, hidden_states: Any) -> Any:
+        def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
             weight, eps = self.weight, getattr(self, eps_name)
             if weight is None or site.declines(
                 hidden_states, weight, eps, offset, cast_first, module=self
@@ -53,7 +61,7 @@ def _adapter(text: str) -> Adapter:
                 return original(self, hidden_states)
             return rms_norm(hidden_states, weight, eps, offset, cast_first)
 
-        def forward_x(self: Any, x: Any) -> Any:
+        def forward_x(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
             return forward(self, x)
 
         return forward_x if "forward(self, x)" in text else forward
@@ -61,69 +69,69 @@ def _adapter(text: str) -> Adapter:
     return adapter
 
 
-def _with_scale(site: Site) -> Callable[..., Any]:
-    original, rms_norm, without = site.original, site.op, missing(site, "group_size")
+def _with_scale(site: Site) -> Callable[..., torch.Tensor]:
+    original, rms_norm, lacks = site.original, site.op, missing(site, "group_size")
 
-    def forward(self: Any, hidden_states: Any) -> Any:
+    def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         scale = self.with_scale
-        weight, why_not = (self.weight, None) if scale else (None, without)
+        weight, fallback = (self.weight, None) if scale else (None, lacks)
         if scale and weight is None:
-            why_not = NO_WEIGHT
+            fallback = NO_WEIGHT
         arguments = hidden_states, weight, self.eps, 0.0, False
-        if site.declines(*arguments, unless=why_not, module=self):
+        if site.declines(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 
     return forward
 
 
-def _in_groups(site: Site) -> Callable[..., Any]:
-    original, rms_norm, without = site.original, site.op, missing(site, "group_size")
+def _in_groups(site: Site) -> Callable[..., torch.Tensor]:
+    original, rms_norm, lacks = site.original, site.op, missing(site, "group_size")
 
-    def forward(self: Any, x: Any) -> Any:
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        arguments: tuple[Any, ...] = x, weight, self.eps, 1.0, False
-        why_not = NO_WEIGHT if weight is None else None
+        arguments: tuple[object, ...] = x, weight, self.eps, 1.0, False
+        fallback = NO_WEIGHT if weight is None else None
         if (group_size := self.group_size) is not None:
-            arguments, why_not = (*arguments, None, group_size), without or why_not
-        if site.declines(*arguments, unless=why_not, module=self):
+            arguments, fallback = (*arguments, None, group_size), lacks or fallback
+        if site.declines(*arguments, unless=fallback, module=self):
             return original(self, x)
         return rms_norm(*arguments)
 
     return forward
 
 
-def _t5(site: Site) -> Callable[..., Any]:
-    """Llama's norm, but for inputs of another dtype than the weight's.
+def _t5(site: Site) -> Callable[..., torch.Tensor]:
+    """Llama's norm, except that an input of another dtype is cast to the weight's.
 
-    So are those of a model in half precision whose ``wo`` is kept in float32.
+    A model in half precision whose ``wo`` is kept in float32 has such inputs.
     """
-    original, rms_norm, without = site.original, site.op, missing(site, "cast_to_weight")
+    original, rms_norm, lacks = site.original, site.op, missing(site, "cast_to_weight")
     extras = None, None, True, "silu", True  # gate, group_size, ..., cast_to_weight
 
-    def forward(self: Any, hidden_states: Any) -> Any:
+    def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        arguments: tuple[Any, ...] = hidden_states, weight, self.variance_epsilon, 0.0, True
-        why_not = None
+        arguments: tuple[object, ...] = hidden_states, weight, self.variance_epsilon, 0.0, True
+        fallback = None
         if weight.dtype != hidden_states.dtype:
-            arguments, why_not = (*arguments, *extras), without
-        if site.declines(*arguments, unless=why_not, module=self):
+            arguments, fallback = (*arguments, *extras), lacks
+        if site.declines(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 
     return forward
 
 
-def _cpmant(site: Site) -> Callable[..., Any]:
+def _cpmant(site: Site) -> Callable[..., torch.Tensor]:
     original, rms_norm = site.original, site.op
 
-    def forward(self: Any, hidden_states: Any) -> Any:
+    def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.weight
         arguments = hidden_states, weight, self.eps, 0.0, True
-        why_not = NO_WEIGHT if weight is None else None
+        fallback = NO_WEIGHT if weight is None else None
         if hidden_states.size(-1) != self.dim_norm:
-            why_not = "the original checks dim_norm"
-        if site.declines(*arguments, unless=why_not, module=self):
+            fallback = "the original checks dim_norm"
+        if site.declines(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 

@@ -1,94 +1,112 @@
-"""What rules ask that span a norm and its neighbours: is it one that their ops can express?"""
+"""What a rule asks about a norm that it fuses with its neighbours: can its op express the norm?"""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_kernel_patch.recognition.leaves.norms import plain, weightless
 from hf_kernel_patch.recognition.leaves.norms.plain import GROUPED, NORMS, Norm
 from hf_kernel_patch.recognition.modules import compiling, touched
 from hf_kernel_patch.recognition.source import ROOT, canonical, fingerprint, innermost
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class _Seen(NamedTuple):
+    """What was found out about a class, and the methods that it had then."""
+
+    forward: object
+    helper: object
+    norm: Norm | None
+    #: Why there is no ``norm``.
+    reason: str
+
+
+#: The most classes that are remembered.
 _CLASSES = 4096
-#: class -> its forward and _norm when it was looked at, what it computes, and else why not.
-_seen: dict[type, tuple[Any, Any, Norm | None, str]] = {}
+_seen: dict[type, _Seen] = {}
 
 
-def norm_of(kind: type) -> Norm | None:
+def norm_of(cls: type) -> Norm | None:
     """What a class of norms computes, patched by us or not.
 
     None where its code is no known one, or one that only the op of the norm alone can express.
     """
-    return _look(kind)[2]
+    return _look(cls).norm
 
 
-def _look(kind: type) -> tuple[Any, Any, Norm | None, str]:
-    forward, helper = getattr(kind, "forward", None), getattr(kind, "_norm", None)
-    seen = _seen.get(kind)
-    if seen is None or seen[0] is not forward or seen[1] is not helper:
-        if len(_seen) > _CLASSES:  # somebody makes classes without end
+def _look(cls: type) -> _Seen:
+    forward, helper = getattr(cls, "forward", None), getattr(cls, "_norm", None)
+    seen = _seen.get(cls)
+    if seen is None or seen.forward is not forward or seen.helper is not helper:
+        if len(_seen) > _CLASSES:  # a program that makes classes all the time
             _seen.clear()
-        seen = _seen[kind] = forward, helper, *_known(forward, kind)
+        seen = _seen[cls] = _Seen(forward, helper, *_known(forward, cls))
     return seen
 
 
-def _known(forward: Any, kind: type) -> tuple[Norm | None, str]:
+def _known(forward: object, cls: type) -> tuple[Norm | None, str]:
     """(what it computes, "") or (None, the reason)."""
     function = innermost(forward)
     text = fingerprint(function) if inspect.isfunction(function) else None
     for leaf in (*plain.LEAVES.values(), *weightless.LEAVES.values()):
         for source in leaf.variants:
-            if canonical(source) == text and leaf.why_not(forward, kind) is None:
+            if canonical(source) == text and leaf.why_not(forward, cls) is None:
                 norm = GROUPED if leaf.name == "rms_norm.qwen4" else NORMS.get(source)
-                return norm, f"{kind.__name__} is a norm that no op spans, {leaf.name}"
-    return None, f"{kind.__name__} is not a norm of a known leaf"
+                return norm, f"{cls.__name__} is a norm that no op spans, {leaf.name}"
+    return None, f"{cls.__name__} is not a norm of a known leaf"
 
 
-def modeling_of(forward: Any) -> Any:
+def modeling_of(forward: FunctionType) -> ModuleType:
     """The module of transformers that a forward is written in."""
     return sys.modules[innermost(forward).__module__]
 
 
-def own_class(kind: type) -> type:
-    """The class that a module had before one model's patch, where it has a class of ours."""
-    root: type = getattr(kind, ROOT, kind)
-    return root if kind.__mro__[1] is root else kind
+def own_class(cls: type) -> type:
+    """The class that a module had before it was patched alone, which gives it a class of ours."""
+    root: type = getattr(cls, ROOT, cls)
+    return root if cls.__mro__[1] is root else cls
 
 
-def norms_in(modeling: Any) -> dict[type, Norm]:
+def norms_in(modeling: ModuleType) -> dict[type, Norm]:
     """The classes of a modelling module whose code is a norm that a rule can span."""
-    kinds = [kind for kind in vars(modeling).values() if isinstance(kind, type)]
-    return {kind: norm for kind in kinds if (norm := norm_of(kind)) is not None}
+    classes = [value for value in vars(modeling).values() if isinstance(value, type)]
+    return {cls: norm for cls in classes if (norm := norm_of(cls)) is not None}
 
 
-def norm_arguments(
-    module: Any, known: dict[type, Norm]
-) -> tuple[tuple[Any, float, float, bool], str | None]:
-    """(weight, eps, offset, cast_first) of a norm that a rule spans, or why it cannot be.
+#: (weight, eps, offset, cast_first), as the ops take them.
+Arguments = tuple["torch.Tensor | None", float, float, bool]
+
+
+def norm_arguments(module: nn.Module, known: dict[type, Norm]) -> tuple[Arguments, str | None]:
+    """The arguments for a norm that a rule spans, and why the original has to run, or None.
 
     torch.compile, which cannot read sources, looks the class up among the ``known``.
     """
-    kind = type(module)
+    cls = type(module)
     if compiling():
-        norm, reason = known.get(own_class(kind)), f"{kind.__name__} is not a norm of a known leaf"
+        norm, reason = known.get(own_class(cls)), f"{cls.__name__} is not a norm of a known leaf"
     else:
-        _, _, norm, reason = _look(kind)
+        _, _, norm, reason = _look(cls)
     if norm is None:
         return (None, 0.0, 0.0, True), reason
     eps_name, offset, cast_first, asks = norm
-    why_not = "a hook on the norm needs the original" if touched(module) else None
-    if asks and (own := _why_not_here(module, asks)):
+    fallback = "a hook on the norm needs the original" if touched(module) else None
+    if asks and (own := _why_other(module, asks)):
         return (None, 0.0, 0.0, True), own
-    weight = module._parameters.get("weight")  # which costs less than the attribute
+    weight = module._parameters.get("weight")  # faster than the attribute
     if weight is None:
         weight = module.weight
-    return (weight, getattr(module, eps_name), offset, cast_first), why_not
+    return (weight, getattr(module, eps_name), offset, cast_first), fallback
 
 
-def _why_not_here(module: Any, asks: tuple[str, ...]) -> str | None:
-    """Why this module's norm is another than its class's code says by itself, or None."""
+def _why_other(module: nn.Module, asks: tuple[str, ...]) -> str | None:
+    """Why this module computes another norm than its class's code does by itself, or None."""
     if "_norm" in asks and "_norm" in vars(module):
         return "the module has a _norm of its own"
     if "with_scale" in asks and not module.with_scale:

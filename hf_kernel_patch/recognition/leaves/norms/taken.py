@@ -1,40 +1,21 @@
-"""Which of the op's arguments a kernel takes that somebody else may have written."""
+"""Which of the op's arguments a site's kernel takes."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 from hf_kernel_patch.ops.rms_norm import RMS_NORM
+from hf_kernel_patch.recognition.leaves.signature import names, takes
 from hf_kernel_patch.recognition.site import Site
 
 
-def missing(site: Site, name: str) -> str | None:
-    """Why a site's kernel cannot serve norms that need this argument of the op, or None.
+def missing(site: Site, argument: str) -> str | None:
+    """Why a site's kernel cannot serve norms that need this optional argument, or None.
 
-    A kernel that takes ``group_size`` takes a norm without a weight, too.
+    A kernel that takes ``group_size`` also takes None as the weight.
     """
-    count = 1 + list(RMS_NORM.parameters).index(name)
-    takes = _binds(site.kernel.refuse, count) and _binds(site.op, count)
-    # What only takes any number of arguments may have been written when there were fewer.
-    if takes and (name == "gate" or _names(site.op, name)):
+    count = 1 + list(RMS_NORM.parameters).index(argument)
+    enough = takes(site.kernel.refuse, count) and takes(site.op, count)
+    # The name is asked for too: with *args a function takes any number of arguments, and may have
+    # been written when the op had fewer. ``gate`` was among them from the start.
+    if enough and (argument == "gate" or names(site.op, argument)):
         return None
-    return f"{site.kernel.kernel_id} takes no {name}"
-
-
-def _binds(function: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # it does not say what it takes
-        return True
-    return True
-
-
-def _names(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except ValueError:
-        return False
+    return f"{site.kernel.kernel_id} takes no {argument}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from types import FunctionType
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition.leaves.rotary.table import LEAVES
@@ -13,13 +13,14 @@ from hf_kernel_patch.recognition.source import innermost, original_of
 
 __all__ = ["LEAVES", "PLAIN", "ROTATE_HALF", "why_not_plain"]
 
-#: Those that ``rope`` does with no more than its first six arguments, in the dtype of q and cos.
+#: The leaves that need only the first six arguments of ``rope``, and compute in the dtype that q
+#: and cos have.
 PLAIN = LEAVES["rope.full"], LEAVES["rope.partial"]
-#: function -> what it swallows, or why it is no plain rotary function.
-_seen: WeakKeyDictionary[Any, tuple[Swallowed, ...] | str] = WeakKeyDictionary()
+#: Function -> the helpers that it calls, or why it is no plain rotary function.
+_seen: WeakKeyDictionary[FunctionType, tuple[Swallowed, ...] | str] = WeakKeyDictionary()
 
 
-def why_not_plain(function: Any) -> str | None:
+def why_not_plain(function: FunctionType) -> str | None:
     """Why a function, patched by us or not, is none of the ``PLAIN`` as it is now, or None."""
     function = original_of(function)
     seen = _seen.get(function)

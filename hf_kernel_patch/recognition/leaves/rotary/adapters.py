@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.known import Adapter
-from hf_kernel_patch.recognition.leaves.rotary.serving import Rotation, are_tensors, server
+from hf_kernel_patch.recognition.leaves.rotary.serving import Rotated, Rotation, are_tensors, server
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
 
 
 def q_and_k(rotation: Rotation) -> Adapter:
     """As transformers 5 has it."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation)
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation)
 
-        def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        def apply_rotary_pos_emb(
+            q: torch.Tensor,
+            k: torch.Tensor,
+            cos: torch.Tensor,
+            sin: torch.Tensor,
+            unsqueeze_dim: int = 1,
+        ) -> Rotated:
             found = serve(q, k, cos, sin, unsqueeze_dim)
             if found is None:
                 return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
@@ -30,12 +40,18 @@ def q_and_k(rotation: Rotation) -> Adapter:
 def q_and_k_with_positions(rotation: Rotation) -> Adapter:
     """As transformers 4 has it; the positions are not used."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation)
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation)
 
         def apply_rotary_pos_emb(
-            q: Any, k: Any, cos: Any, sin: Any, position_ids: Any = None, unsqueeze_dim: int = 1
-        ) -> Any:
+            q: torch.Tensor,
+            k: torch.Tensor,
+            cos: torch.Tensor,
+            sin: torch.Tensor,
+            position_ids: torch.Tensor | None = None,
+            unsqueeze_dim: int = 1,
+        ) -> Rotated:
             found = serve(q, k, cos, sin, unsqueeze_dim)
             if found is None:
                 return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
@@ -49,12 +65,17 @@ def q_and_k_with_positions(rotation: Rotation) -> Adapter:
 def q_and_perhaps_k(rotation: Rotation) -> Adapter:
     """q alone where there is no k, and not a tuple."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation._replace(optional=True))
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation._replace(optional=True))
 
         def apply_rotary_pos_emb(
-            q: Any, k: Any = None, cos: Any = None, sin: Any = None, unsqueeze_dim: int = 1
-        ) -> Any:
+            q: torch.Tensor,
+            k: torch.Tensor | None = None,
+            cos: torch.Tensor | None = None,
+            sin: torch.Tensor | None = None,
+            unsqueeze_dim: int = 1,
+        ) -> Rotated:
             found = serve(q, k, cos, sin, unsqueeze_dim)
             if found is None:
                 return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
@@ -65,35 +86,42 @@ def q_and_perhaps_k(rotation: Rotation) -> Adapter:
     return adapter
 
 
-def heads_at(place: Callable[[Any, Any], tuple[int, str | None]]) -> Callable[[Rotation], Adapter]:
-    """Where no argument says it; ``place`` is (cos, sin) -> (unsqueeze_dim, why there is none)."""
+#: (cos, sin) -> (unsqueeze_dim, why the original has to run or None).
+_HeadsDimension = Callable[["torch.Tensor", "torch.Tensor"], tuple[int, str | None]]
 
-    def of(rotation: Rotation) -> Adapter:
-        def adapter(site: Site) -> Callable[..., Any]:
-            original, serve = site.original, server(site, rotation)
 
-            def apply_rotary_pos_emb_vision(q: Any, k: Any, cos: Any, sin: Any) -> Any:
-                found = serve(q, k, cos, sin, *place(cos, sin))
+def without_unsqueeze_dim(dimension: _HeadsDimension) -> Callable[[Rotation], Adapter]:
+    """Where no argument says which dimension of q and k the heads are; ``dimension`` does."""
+
+    def for_rotation(rotation: Rotation) -> Adapter:
+        def adapter(site: Site) -> Callable[..., Rotated]:
+            original: Callable[..., Rotated] = site.original
+            serve = server(site, rotation)
+
+            def apply_rotary_pos_emb_vision(
+                q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+            ) -> Rotated:
+                found = serve(q, k, cos, sin, *dimension(cos, sin))
                 return original(q, k, cos, sin) if found is None else found
 
             return apply_rotary_pos_emb_vision
 
         return adapter
 
-    return of
+    return for_rotation
 
 
-def before_size(cos: Any, sin: Any) -> tuple[int, str | None]:
+def before_size(cos: torch.Tensor, sin: torch.Tensor) -> tuple[int, str | None]:
     """q and k are (S, heads, D)."""
     return -2, None
 
 
-def second(cos: Any, sin: Any) -> tuple[int, str | None]:
+def second(cos: torch.Tensor, sin: torch.Tensor) -> tuple[int, str | None]:
     """``cos[:, None, :]``."""
     return 1, None
 
 
-def before_tokens(cos: Any, sin: Any) -> tuple[int, str | None]:
+def before_tokens(cos: torch.Tensor, sin: torch.Tensor) -> tuple[int, str | None]:
     """q and k are (B, heads, S, D), and cos and sin, of (S, D) or (1, S, D), stay what they are."""
     if not are_tensors(cos, sin) or cos.dim() == sin.dim() == 2:
         return 0, None
@@ -105,21 +133,22 @@ def before_tokens(cos: Any, sin: Any) -> tuple[int, str | None]:
 def tokens_of_k(rotation: Rotation) -> Adapter:
     """k may have more tokens, which are not rotated, or repeat the angles; that is not served."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation)
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation)
 
         def apply_rotary_pos_emb_2d(
-            q: Any,
-            k: Any,
-            cos: Any,
-            sin: Any,
+            q: torch.Tensor,
+            k: torch.Tensor,
+            cos: torch.Tensor,
+            sin: torch.Tensor,
             num_k_exclude_rope: int = 0,
             repeat_freqs_k: bool = False,
-        ) -> Any:
-            unsqueeze_dim, why = before_tokens(cos, sin)
+        ) -> Rotated:
+            unsqueeze_dim, fallback = before_tokens(cos, sin)
             if are_tensors(q, k) and (num_k_exclude_rope or k.shape[-2] != q.shape[-2]):
-                why = "k has other tokens than q"
-            found = serve(q, k, cos, sin, unsqueeze_dim, why)
+                fallback = "k has other tokens than q"
+            found = serve(q, k, cos, sin, unsqueeze_dim, fallback)
             if found is None:
                 return original(q, k, cos, sin, num_k_exclude_rope, repeat_freqs_k)
             return found
@@ -132,17 +161,23 @@ def tokens_of_k(rotation: Rotation) -> Adapter:
 def sections(rotation: Rotation) -> Adapter:
     """cos and sin are (3, B, S, R), for time, height and width, of which sections are taken."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation)
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation)
         import torch
 
-        def merged(angle: Any, section: Any) -> Any:
+        def merged(angle: torch.Tensor, section: list[int]) -> torch.Tensor:
             parts = angle.split(section * 2, dim=-1)
             return torch.cat([part[i % 3] for i, part in enumerate(parts)], dim=-1)
 
         def apply_multimodal_rotary_pos_emb(
-            q: Any, k: Any, cos: Any, sin: Any, mrope_section: Any, unsqueeze_dim: int = 1
-        ) -> Any:
+            q: torch.Tensor,
+            k: torch.Tensor,
+            cos: torch.Tensor,
+            sin: torch.Tensor,
+            mrope_section: list[int],
+            unsqueeze_dim: int = 1,
+        ) -> Rotated:
             found = None
             if site.in_force():
                 both = merged(cos, mrope_section), merged(sin, mrope_section)
@@ -159,23 +194,26 @@ def sections(rotation: Rotation) -> Adapter:
 def after_prefix(rotation: Rotation) -> Adapter:
     """Of (B, heads, S, D) the last tokens alone are rotated, as many as cos (S', D) has."""
 
-    def adapter(site: Site) -> Callable[..., Any]:
-        original, serve = site.original, server(site, rotation)
+    def adapter(site: Site) -> Callable[..., Rotated]:
+        original: Callable[..., Rotated] = site.original
+        serve = server(site, rotation)
         import torch
 
-        def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, **kwargs: Any) -> Any:
-            why, prefixes, rest = None, None, [q, k]
+        def apply_rotary_pos_emb(
+            q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **kwargs: object
+        ) -> Rotated:
+            fallback, prefixes, rest = None, None, [q, k]
             if are_tensors(q, k, cos, sin):
                 patches = sin.shape[-2]
                 before = q.shape[-2] - patches
                 if q.device.type == "cpu" and not site.explicit:
-                    why = "tokens after a prefix are no faster on a CPU than the original"
+                    fallback = "tokens after a prefix are no faster on a CPU than the original"
                 elif before < 0 or cos.dim() != 2 or k.shape[-2] != q.shape[-2]:
-                    why = "cos is not that of the last tokens of q and k"
+                    fallback = "cos is not that of the last tokens of q and k"
                 elif before:
                     parts = [x.split((before, patches), dim=-2) for x in (q, k)]
                     prefixes, rest = [x for x, _ in parts], [x for _, x in parts]
-            found = serve(*rest, cos, sin, 0, why)
+            found = serve(*rest, cos, sin, 0, fallback)
             if found is None:
                 return original(q, k, cos, sin, **kwargs)
             if prefixes is None:

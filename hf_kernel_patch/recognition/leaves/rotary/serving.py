@@ -1,18 +1,21 @@
-"""What serves the calls of a rotary function, however it takes its arguments."""
+"""What serves the calls of a rotary function, in whatever order it takes its arguments."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_kernel_patch.ops.rope import ROPE
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES, width_of
+from hf_kernel_patch.recognition.leaves.signature import takes
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Rotation(NamedTuple):
-    """What a text computes: the op's options, and what it asks of its arguments besides.
+    """What a source text computes: the op's options, and what its arguments have to be like.
 
     Attributes:
         cast, pairs, angles, upcast: as the op takes them.
@@ -34,26 +37,34 @@ class Rotation(NamedTuple):
     optional: bool = False
 
 
-#: (q, k or None, cos, sin, unsqueeze_dim, why not) -> q and k rotated, or None: the original runs.
-Serve = Callable[..., Any]
+#: q and k rotated; k is None where there was none.
+Rotated = tuple["torch.Tensor", "torch.Tensor | None"]
+#: (q, k or None, cos, sin, unsqueeze_dim, why the original has to run or None) -> q and k rotated,
+#: or None for a fallback: the original has to run.
+Serve = Callable[..., Rotated | None]
 
 
 def server(site: Site, rotation: Rotation) -> Serve:
     """What serves the calls of a site."""
-    _, pairs, angles, upcast, _, *asked = rotation
-    if (pairs, angles, upcast) == (HALVES, ELEMENTS, False) and not any(asked):
+    if rotation == Rotation(cast=rotation.cast, partial=rotation.partial):
         return _plain(site, rotation)
-    return _any(site, rotation)
+    return _with_options(site, rotation)
 
 
 def _plain(site: Site, rotation: Rotation) -> Serve:
     """With the first six arguments of the op, which every kernel knows, and at the least cost."""
-    rope, declines, cast, partial = site.op, site.declines, rotation.cast, rotation.partial
+    rope: Callable[..., Rotated] = site.op
+    falls_back, cast, partial = site.declines, rotation.cast, rotation.partial
 
     def serve(
-        q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, why: str | None = None
-    ) -> Any:
-        if declines(q, k, cos, sin, unsqueeze_dim, cast, unless=why):
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        unsqueeze_dim: int,
+        fallback: str | None = None,
+    ) -> Rotated | None:
+        if falls_back(q, k, cos, sin, unsqueeze_dim, cast, unless=fallback):
             return None
         if k is None or not (partial or cos.shape[-1] == q.shape[-1]):
             return None  # the original raises an error
@@ -62,22 +73,26 @@ def _plain(site: Site, rotation: Rotation) -> Serve:
     return serve
 
 
-def _any(site: Site, rotation: Rotation) -> Serve:
+def _with_options(site: Site, rotation: Rotation) -> Serve:
     import torch
 
     tensor = torch.Tensor
-    rope, declines = site.op, site.declines
+    rope: Callable[..., Rotated] = site.op
+    falls_back = site.declines
     cast, pairs, angles, upcast, partial, one_dtype, four, stacked, optional = rotation
     # Kernels written by somebody else may not know the newer options.
     older = None
-    if not all(map(_takes_all, (rope, site.kernel.refuse))):
+    count = len(ROPE.parameters)
+    if not (takes(rope, count) and takes(site.kernel.refuse, count)):
         older = f"{site.kernel.kernel_id} takes no pairs, angles and upcast, nor q alone"
-    options: tuple[Any, ...] = (pairs, angles, upcast)
+    options: tuple[object, ...] = (pairs, angles, upcast)
     if options == (HALVES, ELEMENTS, False):
         options = ()
     missing, alone = older if options else None, older if optional else "there is no k"
 
-    def unfit(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
+    def unfit(
+        q: torch.Tensor, k: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
+    ) -> str | None:
         """Why the op would do something else than the original."""
         if not (isinstance(q, tensor) and isinstance(cos, tensor)):
             return None  # the site says so
@@ -94,28 +109,22 @@ def _any(site: Site, rotation: Rotation) -> Serve:
         return None
 
     def serve(
-        q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, why: str | None = None
-    ) -> Any:
-        why = why or missing or unfit(q, k, cos, sin)
-        if declines(q, k, cos, sin, unsqueeze_dim, cast, *options, unless=why):
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        unsqueeze_dim: int,
+        fallback: str | None = None,
+    ) -> Rotated | None:
+        fallback = fallback or missing or unfit(q, k, cos, sin)
+        if falls_back(q, k, cos, sin, unsqueeze_dim, cast, *options, unless=fallback):
             return None
         return rope(q, k, cos, sin, unsqueeze_dim, cast, *options)
 
     return serve
 
 
-def _takes_all(function: Callable[..., Any]) -> bool:
-    """Whether a kernel knows all of the op's arguments."""
-    try:
-        inspect.signature(function).bind(*ROPE.parameters)
-    except TypeError:
-        return False
-    except ValueError:  # it does not say what it takes
-        return True
-    return True
-
-
-def are_tensors(*values: Any) -> bool:
+def are_tensors(*values: object) -> bool:
     """Whether their shapes are numbers: those of what torch.fx traces are not."""
     import torch
 

@@ -1,22 +1,21 @@
-"""The leaves: which texts rotate how, and what takes their place."""
+"""The leaves: what each source text computes, and which adapter takes its place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from hf_kernel_patch.ops.rope.shapes import FIRST_HALF, INTERLEAVED, PER_PAIR, TO_HALVES
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.leaves.rotary import adapters, adapters_of_one, texts
 from hf_kernel_patch.recognition.leaves.rotary import texts_of_pairs as pairs
-from hf_kernel_patch.recognition.leaves.rotary.adapters import heads_at
+from hf_kernel_patch.recognition.leaves.rotary.adapters import without_unsqueeze_dim
 from hf_kernel_patch.recognition.leaves.rotary.serving import Rotation
 from hf_kernel_patch.recognition.source import innermost
 
-_Maker = Callable[[Rotation], Adapter]
+_AdapterMaker = Callable[[Rotation], Adapter]
 #: How a function takes its arguments, by the line that says so.
-_TAKES: dict[str, _Maker] = {
+_TAKES: dict[str, _AdapterMaker] = {
     texts.V4: adapters.q_and_k_with_positions,
     texts.V5: adapters.q_and_k,
     texts.OPTIONAL: adapters.q_and_perhaps_k,
@@ -27,12 +26,12 @@ _TAKES: dict[str, _Maker] = {
     texts.ONE_V5: adapters_of_one.one_tensor,
     texts.SIN_FIRST: adapters_of_one.sin_first,
 }
-#: And where that line does not say enough, by what follows it.
-_TAKES_IN: dict[str, _Maker] = {
-    texts.VISION: heads_at(adapters.before_size),
-    pairs.VISION_NEIGHBOURS: heads_at(adapters.before_size),
-    texts.VISION_PARTIAL: heads_at(adapters.second),
-    pairs.PLANE: heads_at(adapters.before_tokens),
+#: The same by the text that follows, where the first line does not say enough.
+_TAKES_BY_BODY: dict[str, _AdapterMaker] = {
+    texts.VISION: without_unsqueeze_dim(adapters.before_size),
+    pairs.VISION_NEIGHBOURS: without_unsqueeze_dim(adapters.before_size),
+    texts.VISION_PARTIAL: without_unsqueeze_dim(adapters.second),
+    pairs.PLANE: without_unsqueeze_dim(adapters.before_tokens),
     pairs.TRAILING: adapters_of_one.trailing,
 }
 
@@ -150,10 +149,10 @@ _LEAVES: dict[str, tuple[_Helpers, _Variants]] = {
 }
 
 
-class _Leaf(Leaf):
-    """A leaf whose helpers are asked for by those of its texts alone that call them."""
+class _LeafWithSomeHelpers(Leaf):
+    """A leaf whose texts do not all call its helpers: only what is called is compared."""
 
-    def adapter_for(self, value: Any, owner: Any) -> Adapter | str:
+    def adapter_for(self, value: object, owner: object) -> Adapter | str:
         code = getattr(innermost(value), "__code__", None)
         called = getattr(code, "co_names", ())
         helpers = {name: source for name, source in self.helpers.items() if name in called}
@@ -162,11 +161,12 @@ class _Leaf(Leaf):
 
 def _leaf(name: str, helpers: _Helpers, variants: _Variants) -> Leaf:
     made = {
-        head + body: (_TAKES_IN.get(body) or _TAKES[head])(rotation)
+        head + body: (_TAKES_BY_BODY.get(body) or _TAKES[head])(rotation)
         for heads, body, rotation in variants
         for head in heads
     }
-    return register((_Leaf if name == "rope.deepseek" else Leaf)(name, "rope", made, helpers))
+    leaf_class = _LeafWithSomeHelpers if name == "rope.deepseek" else Leaf
+    return register(leaf_class(name, "rope", made, helpers))
 
 
 LEAVES = {name: _leaf(name, *parts) for name, parts in _LEAVES.items()}
