@@ -1,13 +1,14 @@
 """The calls of a leaf that is a function of its own, in the scope of one model.
 
-Globally the function itself is replaced. For one model, the forward that calls it asks at each call
-what to call instead.
+For all models the function itself is replaced. For one model the forward that calls it is
+rewritten: at each call it asks which function to call for its module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.recognition.edits import replace
@@ -16,8 +17,16 @@ from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
 from hf_kernel_patch.recognition.site import Counters, Site
 from hf_kernel_patch.recognition.source import innermost, original_of
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def leaf_call(leaf: Leaf, holder: Any, name: str, known: Any) -> Rule:
+#: A function that is a leaf, or what takes its place.
+Callee = Callable[..., object]
+#: (module, function that its code names) -> the function to call.
+_Chooser = Callable[["nn.Module", Callee], Callee]
+
+
+def leaf_call(leaf: Leaf, holder: ModuleType, name: str, known: Callee) -> Rule:
     """The rule by which ``name`` becomes ``helper(self, name)``.
 
     ``holder`` is the module that has the leaf under that name, ``known`` the leaf itself.
@@ -35,35 +44,38 @@ def leaf_call(leaf: Leaf, holder: Any, name: str, known: Any) -> Rule:
             found.edits += replace(function, node, f"{helper}(self, ", node, ")")
         return found
 
-    def serve(site: Site) -> Callable[..., Any]:
+    def serve(site: Site) -> _Chooser:
         return _chooser(site, leaf, holder, known)
 
     return Rule(leaf.name, leaf.op, find, serve, leaf.op)
 
 
-def _chooser(site: Site, leaf: Leaf, holder: Any, known: Any) -> Callable[..., Any]:
+def _chooser(site: Site, leaf: Leaf, holder: ModuleType, known: Callee) -> _Chooser:
     """(module, function) -> the function, or what takes its place for this module."""
     import torch
 
-    adapter: Any = leaf.adapter_for(known, holder)
+    adapter = leaf.adapter_for(known, holder)
+    if isinstance(adapter, str):  # composing.why_not refuses it before
+        raise TypeError(adapter)
     swallowed = leaf.swallowed(innermost(known), holder)
     compiling = torch.compiler.is_compiling
 
-    def replacement(counters: Counters) -> Callable[..., Any]:
+    def replacement(counters: Counters) -> Callee:
         own = Site(site.kernel, known, site.explicit, site.options)
         own.active, own.counters, own.swallowed = True, counters, swallowed
         made = build(adapter, own)
         made.__hf_kernel_patch__ = _Made(known, made)  # type: ignore[attr-defined]
         return made
 
-    # All modules share one, unless calls are counted, which belong to the module's model.
+    # One replacement serves all modules, unless calls are counted: then each module has one of its
+    # own, with the counters of its model.
     common = replacement([])
-    counted: dict[int, tuple[Any, Callable[..., Any]]] = {}
+    counted: dict[int, tuple[list[int], Callee]] = {}
 
-    def choose(module: Any, function: Any) -> Any:
+    def choose(module: nn.Module, function: Callee) -> Callee:
         if not site.in_force(module):
             return function
-        if compiling():  # a function that is patched globally is served there
+        if compiling():  # a function that is patched for all models serves such calls itself
             return common if function is known else function
         if original_of(function) is not known:
             return function
@@ -80,7 +92,7 @@ def _chooser(site: Site, leaf: Leaf, holder: Any, known: Any) -> Callable[..., A
 
 
 class _Made:
-    """A replacement and what it replaces."""
+    """A replacement and what it replaces, as ``made_by_us`` finds it at the replacement."""
 
-    def __init__(self, original: Any, function: Any):
+    def __init__(self, original: Callee, function: Callee):
         self.original, self.function = original, function

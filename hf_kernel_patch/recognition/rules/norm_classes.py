@@ -1,8 +1,8 @@
-"""Which classes a module's norms are of, as far as its ``__init__`` says.
+"""Of which classes a module's norms are, as far as its ``__init__`` says.
 
-A rule finds places by the names of their norms; whether an op serves a norm shows at the call.
-Where the class's own code makes an ``nn.LayerNorm`` of it, that shows before, and the report can
-say so in place of a patch that never serves a call.
+A rule finds its sites by the names of the norms. Whether an op can serve a norm is decided at the
+call. Where the ``__init__`` makes it an ``nn.LayerNorm``, that is known before: the report can then
+say so, and no site is patched that would never be served.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from typing import Any
 
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
 from hf_kernel_patch.recognition.known import why_foreign
@@ -23,29 +22,31 @@ _IMPORTED = {"nn": "torch.nn", "torch": "torch"}
 
 
 def why_no_norm(function: Function, norm: ast.Attribute) -> str:
-    """Why the norm of a method's own module is none that an op serves, or "".
+    """Why ``self.norm``, as this method has it, is no norm that an op can serve, or "".
 
-    "" too where its class does not show: that is decided at the call.
+    "" too where its class is not known here: then that is decided at the call.
     """
     written = ""
     for init, value in _values(function, norm.attr):
         for made in _alternatives(value):
             if isinstance(made, ast.Constant) and made.value is None:
                 continue
-            kind = _class_of(init, made.func) if isinstance(made, ast.Call) else None
-            if kind is None or not _is_none(kind, function):
+            if not isinstance(made, ast.Call):
                 return ""
-            written = ast.unparse(made.func)  # type: ignore[attr-defined]
+            cls = _class_of(init, made.func)
+            if cls is None or not _is_no_norm(cls, function):
+                return ""
+            written = ast.unparse(made.func)
     return f"the norm is a {written}, which is not a norm of a known leaf" if written else ""
 
 
 def _values(function: Function, name: str) -> list[tuple[Function, ast.expr]]:
     """(the ``__init__``, what it gives ``self.name``), of the first class that does."""
-    kind = function.value.__globals__.get(function.class_name)
-    for one in kind.__mro__ if isinstance(kind, type) else ():
-        if one.__module__.startswith("torch."):
+    cls = function.value.__globals__.get(function.class_name)
+    for base in cls.__mro__ if isinstance(cls, type) else ():
+        if base.__module__.startswith("torch."):
             break
-        init = innermost(vars(one).get("__init__"))
+        init = innermost(vars(base).get("__init__"))
         if not inspect.isfunction(init):
             continue
         try:
@@ -91,7 +92,7 @@ def _class_of(init: Function, called: ast.expr) -> type | None:
         called = called.value
     if not isinstance(called, ast.Name) or init.stores(called.id):
         return None
-    found: Any = init.value.__globals__.get(called.id)
+    found: object = init.value.__globals__.get(called.id)
     if found is None and called.id in init.imported:  # a module that was read and not run
         found = sys.modules.get(_IMPORTED.get(called.id, ""))
     for name in path:
@@ -99,12 +100,12 @@ def _class_of(init: Function, called: ast.expr) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def _is_none(kind: type, function: Function) -> bool:
+def _is_no_norm(cls: type, function: Function) -> bool:
     """Whether a class is no norm of a known leaf, by code of its own that nobody has patched."""
-    home = kind.__module__
+    home = cls.__module__
     if not home.startswith(_HOMES) and home != function.value.__module__:
         return False
-    methods = [getattr(kind, name, None) for name in ("forward", "_norm")]
-    if any(why_foreign(innermost(one), kind) for one in methods if one is not None):
+    methods = [getattr(cls, name, None) for name in ("forward", "_norm")]
+    if any(why_foreign(innermost(m), cls) for m in methods if m is not None):
         return False
-    return norm_of(kind) is None
+    return norm_of(cls) is None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeGuard
 
 from hf_kernel_patch.recognition.function import Function
 
 
-def assigned(statement: ast.stmt) -> tuple[str, Any]:
+def assigned(statement: ast.stmt) -> tuple[str, ast.expr | None]:
     """(name, value) of an assignment to one name, else ("", None)."""
     target = target_of(statement)
-    return ("", None) if target is None else (target.id, statement.value)  # type: ignore[attr-defined]
+    if target is None or not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return "", None
+    return target.id, statement.value
 
 
 def target_of(statement: ast.stmt) -> ast.Name | None:
@@ -25,7 +27,7 @@ def target_of(statement: ast.stmt) -> ast.Name | None:
     return None
 
 
-def is_norm(node: Any) -> bool:
+def is_norm(node: ast.AST) -> TypeGuard[ast.Attribute]:
     """Whether an expression is an attribute of ``self`` that is named as a norm is."""
     return (
         isinstance(node, ast.Attribute)
@@ -36,29 +38,29 @@ def is_norm(node: Any) -> bool:
 
 
 def first_run(node: ast.AST) -> ast.AST | None:
-    """The first part of a statement that does more than read names and attributes.
+    """The first part of a statement that runs and does more than read names and attributes.
 
-    None where there is none; something that is no call where it is not known what runs.
+    None where there is none. A part that is no call stands for code whose order is not known here.
     """
     match node:
         case ast.Name() | ast.Constant():
             return None
         case ast.Assign() | ast.AnnAssign() | ast.Return() | ast.Expr():
             return first_run(node.value) if node.value is not None else None
-        case ast.AugAssign(target=ast.Name()):  # whose value is read before, and changed after
+        case ast.AugAssign(target=ast.Name()):  # the name is read first, and changed last
             return first_run(node.value)
         case ast.Attribute(value=value):
             return first_run(value)
         case ast.Tuple(elts=parts) | ast.List(elts=parts):
             return _first(parts)
         case ast.Call(func=called, args=parts, keywords=named):
-            return _first([called, *parts, *(one.value for one in named)]) or node
+            return _first([called, *parts, *(keyword.value for keyword in named)]) or node
         case ast.BinOp(left=left, right=right):
             return _first([left, right]) or node
         case ast.UnaryOp(operand=part) | ast.Starred(value=part):
             return first_run(part) or node
-        case ast.Subscript(value=value, slice=place):
-            return _first([value, place]) or node
+        case ast.Subscript(value=value, slice=index):
+            return _first([value, index]) or node
     return node
 
 
@@ -75,7 +77,7 @@ _QUIET = (
 def is_quiet(condition: ast.expr) -> bool:
     """Whether a condition only compares names, attributes and constants.
 
-    It may then be asked for earlier, as long as none of its names gets another value between.
+    It may then be evaluated earlier, as long as none of its names gets another value in between.
     """
     return all(isinstance(node, _QUIET) for node in ast.walk(condition))
 

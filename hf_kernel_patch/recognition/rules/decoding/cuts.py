@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.segments import (
@@ -18,6 +18,9 @@ from hf_kernel_patch.recognition.segments import (
     stores,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def free(function: Function, name: str) -> str:
     """A name like this that the function does not use."""
@@ -29,33 +32,42 @@ def free(function: Function, name: str) -> str:
 # -- the layer
 
 
-def _result(function: Function, value: ast.expr, place: int = 0) -> tuple[ast.stmt, ast.Name]:
-    """``name = value`` and the name."""
-    name = free(function, f"value_{place}")
+def _named(function: Function, value: ast.expr, number: int = 0) -> tuple[ast.stmt, ast.Name]:
+    """A new statement ``name = value``, and the name as an expression."""
+    name = free(function, f"value_{number}")
     target = ast.copy_location(ast.Name(name, ast.Store()), value)
     statement = ast.copy_location(ast.Assign([target], value), value)
     return statement, ast.copy_location(ast.Name(name, ast.Load()), value)
 
 
 class Call(NamedTuple):
-    """A layer's call of its attention, and where its results go."""
+    """A layer's call of its attention.
 
-    place: int
+    Attributes:
+        at: the index of the statement among those of the layer's forward.
+        name: the layer's attribute that is called.
+        value: the call.
+        targets: the names that get its results.
+        statement: the assignment of the call.
+        before: statements to run before, by which arguments get names.
+    """
+
+    at: int
     name: str
     value: ast.Call
     targets: list[str]
-    statement: ast.stmt
+    statement: ast.Assign
     before: tuple[ast.stmt, ...] = ()
 
     def with_arguments_named(self, function: Function) -> Call:
-        """With what it computes for the call's sake given names before."""
+        """The same with names for those arguments that the layer computes in the call."""
         before: list[ast.stmt] = []
         call = copy.copy(self.value)
 
         def named(value: ast.expr) -> ast.expr:
             if not any(isinstance(n, (ast.Call, ast.BinOp)) for n in ast.walk(value)):
                 return value
-            statement, name = _result(function, value, len(before))
+            statement, name = _named(function, value, len(before))
             before.append(statement)
             return name
 
@@ -63,18 +75,18 @@ class Call(NamedTuple):
         call.keywords = [
             ast.copy_location(ast.keyword(k.arg, named(k.value)), k) for k in call.keywords
         ]
-        target = self.statement.targets  # type: ignore[attr-defined]
-        statement = ast.copy_location(ast.Assign(target, call), self.statement)
+        assign = ast.Assign(self.statement.targets, call)
+        statement = ast.copy_location(assign, self.statement)
         return self._replace(value=call, statement=statement, before=tuple(before))
 
-    def handed_over(
+    def without_computed(
         self, function: Function, attention: Function, computed: set[str]
     ) -> tuple[ast.Call, dict[str, str]]:
-        """The call without what the layer computes, and {the attention's name: the layer's}."""
+        """The call with None for what the layer computes, and {attention's name: layer's name}."""
         call, linked = copy.copy(self.value), dict[str, str]()
         given = attention.node.args
-        by_place = [one.arg for one in (*given.posonlyargs, *given.args)][1:]
-        by_name = {one.arg for one in (*given.args, *given.kwonlyargs)}
+        positional = [parameter.arg for parameter in (*given.posonlyargs, *given.args)][1:]
+        named = {parameter.arg for parameter in (*given.args, *given.kwonlyargs)}
 
         def linking(to: str | None, value: ast.expr) -> ast.expr:
             if not reads(value) & computed:
@@ -85,12 +97,12 @@ class Call(NamedTuple):
             return ast.copy_location(ast.Constant(None), value)
 
         call.args = [
-            linking(by_place[place] if place < len(by_place) else None, value)
-            for place, value in enumerate(call.args)
+            linking(positional[i] if i < len(positional) else None, value)
+            for i, value in enumerate(call.args)
         ]
         call.keywords = [
             ast.copy_location(
-                ast.keyword(k.arg, linking(k.arg if k.arg in by_name else None, k.value)), k
+                ast.keyword(k.arg, linking(k.arg if k.arg in named else None, k.value)), k
             )
             for k in call.keywords
         ]
@@ -100,8 +112,8 @@ class Call(NamedTuple):
 def call_in(function: Function, body: Sequence[ast.stmt]) -> Call:
     """The one call of a module of its own that gets position embeddings."""
     found = [
-        (place, node)
-        for place, statement in enumerate(body)
+        (at, node)
+        for at, statement in enumerate(body)
         for node in ast.walk(statement)
         if isinstance(node, ast.Call)
         and _own(node)
@@ -109,16 +121,16 @@ def call_in(function: Function, body: Sequence[ast.stmt]) -> Call:
     ]
     if len(found) != 1:
         raise CannotCut(f"{len(found)} modules of it get position_embeddings")
-    place, call = found[0]
-    statement = body[place]
+    at, call = found[0]
+    statement = body[at]
     if not isinstance(statement, ast.Assign) or statement.value is not call:
         raise CannotCut(f"line {call.lineno}: its attention is called inside of other code")
     target = statement.targets[0]
     targets = target.elts if isinstance(target, ast.Tuple) else [target]
-    if len(statement.targets) > 1 or not all(isinstance(one, ast.Name) for one in targets):
+    if len(statement.targets) > 1 or not all(isinstance(t, ast.Name) for t in targets):
         raise CannotCut(f"line {call.lineno}: its attention's results go elsewhere than to names")
-    names = [one.id for one in targets if isinstance(one, ast.Name)]
-    return Call(place, _own(call), call, names, statement)
+    names = [t.id for t in targets if isinstance(t, ast.Name)]
+    return Call(at, _own(call), call, names, statement)
 
 
 def _own(call: ast.Call) -> str:
@@ -130,13 +142,13 @@ def _own(call: ast.Call) -> str:
 
 
 def with_result(function: Function, body: list[ast.stmt]) -> list[ast.stmt]:
-    """With what the last statement computes and returns computed before."""
+    """The statements, of which the last returns a name or names and computes nothing."""
     last = body[-1]
     if not isinstance(last, ast.Return) or last.value is None:
         raise CannotCut("it does not end in its result")
     if not _computes(last):
         return body
-    statement, name = _result(function, last.value)
+    statement, name = _named(function, last.value)
     return [*body[:-1], statement, ast.copy_location(ast.Return(name), last)]
 
 
@@ -149,20 +161,20 @@ def _computes(node: ast.stmt) -> bool:
 
 def tail_of(body: Sequence[ast.stmt]) -> int:
     """Where the statements begin that only put the result together."""
-    place = len(body)
-    while not _computes(body[place - 1]):
-        place -= 1
-    return place
+    index = len(body)
+    while not _computes(body[index - 1]):
+        index -= 1
+    return index
 
 
-def mlp_of(layer: Any, attention: str, body: Sequence[ast.stmt], first: int) -> int:
+def mlp_of(layer: nn.Module, attention: str, body: Sequence[ast.stmt], first: int) -> int:
     """Where a module is called that has modules of its own, as an MLP and experts do."""
     large = {name for name, child in layer.named_children() if any(True for _ in child.children())}
     large.discard(attention)
-    for place in range(first, len(body)):
-        calls = [n for n in ast.walk(body[place]) if isinstance(n, ast.Call)]
+    for index in range(first, len(body)):
+        calls = [n for n in ast.walk(body[index]) if isinstance(n, ast.Call)]
         if any(_own(call) in large for call in calls):
-            return place
+            return index
     return len(body)
 
 
@@ -170,6 +182,15 @@ def mlp_of(layer: Any, attention: str, body: Sequence[ast.stmt], first: int) -> 
 
 
 class Attention(NamedTuple):
+    """An attention's forward in parts.
+
+    Attributes:
+        before: up to the rotated heads.
+        middle: cache and attention interface.
+        after: from there to the results.
+        results: the layer's names for the results -> the attention's.
+    """
+
     before: Segment
     middle: Segment
     after: Segment
@@ -177,9 +198,9 @@ class Attention(NamedTuple):
 
 
 def attention_of(function: Function, targets: Sequence[str]) -> Attention:
-    """The parts of an attention, and {the layer's name: the attention's} of its results.
+    """The parts of an attention.
 
-    ``targets`` are the layer's names for them, "" for one that is not used.
+    ``targets`` are the layer's names for its results, "" for one that is not used.
     """
     *body, last = body_of(function)
     if not isinstance(last, ast.Return) or last.value is None:
@@ -188,9 +209,9 @@ def attention_of(function: Function, targets: Sequence[str]) -> Attention:
     if len(values) != len(targets):
         raise CannotCut(f"{function.value.__qualname__} gives {len(values)} results")
     results: dict[str, str] = {}
-    for place, (target, value) in enumerate(zip(targets, values)):
+    for number, (target, value) in enumerate(zip(targets, values)):
         if not isinstance(value, ast.Name):
-            statement, value = _result(function, value, place)
+            statement, value = _named(function, value, number)
             body.append(statement)
         if target:
             results[target] = value.id
@@ -210,13 +231,14 @@ def only_computes(*parts: Sequence[ast.stmt]) -> None:
 
 def _interface(function: Function, body: Sequence[ast.stmt]) -> int:
     """The statement that calls the attention interface."""
-    found = [place for place, statement in enumerate(body) if _interfaces(statement)]
+    found = [index for index, stmt in enumerate(body) if _interfaces(stmt)]
     if len(found) != 1:
         raise CannotCut(f"{function.value.__qualname__} calls {len(found)} attention interfaces")
     return found[0]
 
 
 def _interfaces(statement: ast.stmt) -> set[str]:
+    """The functions that a statement calls as ``interface(self, query, key, value, ...)``."""
     return {
         node.func.id
         for node in ast.walk(statement)
@@ -230,24 +252,24 @@ def _interfaces(statement: ast.stmt) -> set[str]:
 
 
 def _rotary(function: Function, body: Sequence[ast.stmt], interface: int) -> int:
-    """What follows the rotary function, and what is then done to the heads alone."""
-    places = [
-        place
-        for place, statement in enumerate(body[:interface])
+    """The index after the rotary function and the statements that only go on with the heads."""
+    found = [
+        index
+        for index, statement in enumerate(body[:interface])
         if any(name.startswith("apply_") and "rotary" in name for name in reads(statement))
     ]
-    if not places:
+    if not found:
         raise CannotCut(f"{function.value.__qualname__} calls no rotary function")
-    place = places[-1] + 1
+    index = found[-1] + 1
     parameters, chosen = set(parameters_of(function)), _interfaces(body[interface])
-    known = reads(*body[:place]) & parameters
-    while place < interface:
-        statement = body[place]
+    known = reads(*body[:index]) & parameters
+    while index < interface:
+        statement = body[index]
         others = reads(statement) & parameters - known
         if others or stores(statement) & chosen or _holds_dict(statement):
             break
-        place += 1
-    return place
+        index += 1
+    return index
 
 
 def _holds_dict(statement: ast.stmt) -> bool:

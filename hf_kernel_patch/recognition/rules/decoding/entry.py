@@ -1,20 +1,19 @@
-"""How a decoder layer's forward asks for a decoded token before anything else."""
+"""The statement at the start of a decoder layer's forward that decodes a token by graphs."""
 
 from __future__ import annotations
 
 import tokenize
-from typing import Any
 
 from hf_kernel_patch.recognition.edits import Edit, insert, start
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import free_name
-from hf_kernel_patch.recognition.rules.decoding.layers import GRAPHS, decoder
+from hf_kernel_patch.recognition.rules.decoding.layers import GRAPHS, Decode, decoder
 from hf_kernel_patch.recognition.segments import body_of, parameters_of
 from hf_kernel_patch.recognition.site import Site
 
 
-def entry(function: Function, site: Site) -> tuple[list[Edit], dict[str, Any]]:
-    """What a layer's forward does before anything else where its kernel's device has graphs.
+def entry(function: Function, site: Site) -> tuple[list[Edit], dict[str, Decode]]:
+    """The edits of a layer's forward and the function that they call, if the device has graphs.
 
     ``if (decoded := decode(self, hidden_states, ...)) is not None: return decoded``, on a line of
     its own, for which two lines of the parameters become one, so that no line moves.
@@ -39,14 +38,14 @@ def _room(function: Function) -> Edit | None:
         if token.type == tokenize.NEWLINE:
             break
         tokens.append(token)
-    quiet = tokenize.NL, tokenize.COMMENT
+
+    def position(token: tokenize.TokenInfo) -> tuple[int, int]:
+        """The (line, column in bytes) of a token in the file."""
+        line, column = first + token.start[0] - 1, token.start[1]
+        return line, len(function.lines[line - 1][:column].encode())
+
+    between_lines = {tokenize.NL, tokenize.COMMENT}
     for before, line_end, after in reversed(list(zip(tokens, tokens[1:], tokens[2:]))):
-        if line_end.type == tokenize.NL and not {before.type, after.type} & {*quiet}:
-            places = [
-                (first + row - 1, len(line[:column].encode()))
-                for token in (line_end, after)
-                for row, column in [token.start]
-                for line in [function.lines[first + row - 2]]
-            ]
-            return Edit(places[0], places[1], " ")
+        if line_end.type == tokenize.NL and not {before.type, after.type} & between_lines:
+            return Edit(position(line_end), position(after), " ")
     return None

@@ -1,12 +1,12 @@
 """Decoding a token: what does not depend on the cache is captured in CUDA graphs and replayed.
 
 One token through a decoder layer is bound by the host, which launches some thirty kernels. Two
-graphs a layer take their place, from the norm to the rotated heads and from what follows the
-attention interface to the second sum; the cache and the attention between them stay what they are.
-All of it is the layer's own code, as it is in force, cut into pieces (``program.py``). A
+graphs for each layer take their place: one from the norm to the rotated heads, one from what
+follows the attention interface to the second sum. The cache and the attention between them run as
+before. All of it is the layer's own code, as it is in force, cut into pieces (``program.py``). A
 graph launches the very kernels that it was captured from, on the same weights, so that the result
-has the same bits. What goes in is copied in and what comes out is copied out: nobody sees a graph's
-memory.
+has the same bits. Inputs are copied into a graph's memory and outputs out of it, so that no other
+code sees that memory.
 """
 
 from __future__ import annotations
@@ -14,63 +14,83 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.recognition import site as calls
 from hf_kernel_patch.recognition.modules import hooked_everywhere
 from hf_kernel_patch.recognition.outcome import REPLAYED, CallOutcome, How
+from hf_kernel_patch.recognition.rules.decoding.block import (
+    Block,
+    CannotCapture,
+    Slots,
+    Step,
+    Value,
+    Values,
+    captured,
+    needed,
+    run,
+    steps,
+)
+from hf_kernel_patch.recognition.rules.decoding.graphs import Graphs
 from hf_kernel_patch.recognition.rules.decoding.parts import Parts, collecting
-from hf_kernel_patch.recognition.rules.decoding.program import Program, program_of
-from hf_kernel_patch.recognition.segments import CannotCut, Segment
+from hf_kernel_patch.recognition.rules.decoding.program import (
+    Program,
+    Programs,
+    inputs_of,
+    program_in,
+)
+from hf_kernel_patch.recognition.segments import Segment
 from hf_kernel_patch.recognition.site import Site
-from hf_kernel_patch.recognition.source import made_by_us
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.recognition.rules.decoding.block import Block, Step, Values
+    import torch
+    from torch import nn
 
-#: A layer is captured for a batch when it has met it so often: the first calls compile kernels.
+#: A layer is captured for a batch after so many calls: the first ones compile kernels.
 CALLS_BEFORE = 2
 #: Batches that a layer is captured for at most, and the largest; above it the GPU is the limit.
 BATCHES, LARGEST_BATCH = 4, 128
-#: Kinds of calls that a layer is watched for; one with more has no shapes of its own.
-KINDS = 1024
+#: Different calls, by shapes and other arguments, of which a layer keeps count at most: with more,
+#: hardly one of them comes again.
+DIFFERENT_CALLS = 1024
 #: A layer whose modules or weights changed so often, with no more than so many replays between, is
 #: captured no more.
 CHANGES, REPLAYS_BETWEEN = 2, 64
-#: Types that a key may hold by value.
+#: Types of arguments whose value is in the key of a call; of others, the class is.
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def _cuda() -> Any:
+def _cuda() -> Graphs:
     from hf_kernel_patch.ops import graphs
 
     return graphs
 
 
-#: A kernel's device -> what gives the module with ``capture``, ``stream``, ``busy``, ``elsewhere``
-#: for it. Layers of kernels for other devices are not captured.
-GRAPHS: dict[str, Callable[[], Any]] = {"cuda": _cuda}
+#: A kernel's device -> what imports its graphs. Layers of kernels for other devices are not
+#: captured.
+GRAPHS: dict[str, Callable[[], Graphs]] = {"cuda": _cuda}
 
-#: (layer, its other arguments in order) -> the layer's result, or None where it runs as it is.
-Decode = Callable[..., Any]
+#: (layer, its other arguments in order) -> the layer's result, or None for a fallback: the layer's
+#: forward has to run.
+Decode = Callable[..., Value]
 
 
 def decoder(site: Site, name: str) -> Decode:
-    """What a decoder layer's forward, in which it has this name, asks before anything else."""
+    """The function that a decoder layer's forward calls first, by this name."""
     import torch
 
     graphs, tensor = GRAPHS[site.kernel.device](), torch.Tensor
     compiling, with_gradients = torch.compiler.is_compiling, torch.is_grad_enabled
-    layers: WeakKeyDictionary[Any, _Layer] = WeakKeyDictionary()
-    programs: _Programs = {}
-    here = nullcontext()
+    layers: WeakKeyDictionary[nn.Module, _Layer] = WeakKeyDictionary()
+    programs: Programs = {}
+    same_device = nullcontext()
 
     def release() -> None:
         layers.clear()
         programs.clear()
 
-    def decode(layer: Any, hidden_states: Any, *given: Any) -> Any:
+    def decode(layer: nn.Module, hidden_states: torch.Tensor, *given: Value) -> Value:
         if compiling() or not calls.capturing or with_gradients():
             return None
         if not isinstance(hidden_states, tensor) or hidden_states.dim() != 3:
@@ -84,7 +104,7 @@ def decoder(site: Site, name: str) -> Decode:
             return None
         if (known := layers.get(layer)) is None:
             known = layers[layer] = _Layer(layer, site, name, graphs, programs)
-        with graphs.elsewhere(hidden_states) or here:
+        with graphs.elsewhere(hidden_states) or same_device:
             return known.decode(layer, (layer, hidden_states, *given))
 
     site.on_release = release
@@ -92,10 +112,10 @@ def decoder(site: Site, name: str) -> Decode:
 
 
 class _Graphs(NamedTuple):
-    """What replaces a layer around its attention, on a list of values that grows."""
+    """What runs in place of a layer; each part appends to the list of values."""
 
     before: Block
-    attend: Step
+    attention: Step
     after: Block
     #: From the second graph to the result; the MLP too, where it is not in the graph.
     rest: list[Step]
@@ -103,49 +123,56 @@ class _Graphs(NamedTuple):
     eager: list[Step]
 
 
-class _Layer:
-    """The graphs of one layer, by what goes in, and what has to stay for them to be valid."""
+#: What tells calls with graphs of their own apart.
+_Key = tuple[object, ...]
+#: The values of a call and its graphs, or its result and None.
+_Ready = tuple[Value, _Graphs | None]
 
-    def __init__(self, layer: Any, site: Site, name: str, graphs: Any, programs: _Programs):
+
+class _Layer:
+    """The graphs of one layer by the shapes of its calls, and its parts when they were captured."""
+
+    def __init__(self, layer: nn.Module, site: Site, name: str, graphs: Graphs, programs: Programs):
         import torch
 
         self._site, self._name, self._graphs, self._programs = site, name, graphs, programs
         self._lock = threading.Lock()
         self._changes = self._replays = 0
-        self._calls: dict[tuple[Any, ...], int] = {}
-        self._captured: dict[tuple[Any, ...], _Graphs] = {}
+        self._calls: dict[_Key, int] = {}
+        self._captured: dict[_Key, _Graphs] = {}
         self._tensor = torch.Tensor
         self._look_at(layer)
 
-    def _look_at(self, layer: Any) -> None:
+    def _look_at(self, layer: nn.Module) -> None:
         """The layer's parts as they are now, and its program or why there is none."""
-        self._program: Any = None
-        self._why_not = None
+        #: Why the layer runs without graphs, as long as its parts stay as they are.
+        self._fallback: str | None = None
         self._captured.clear()
-        made = _program(layer, self._site, self._name, self._programs)
-        if isinstance(made, str):
-            self._why_not = made
+        found = program_in(layer, self._site, self._name, self._programs)
+        if isinstance(found, str):
+            self._fallback = found
             self._parts = Parts(layer)
             return
-        self._program = made
-        self._inputs = _inputs(made)
-        self._parts = Parts(layer, made.scope)
-        kinds = (type(module).__name__ for module in self._parts.modules)
-        self._has_experts = any("Experts" in kind for kind in kinds)
+        self._program: Program = found
+        self._inputs = inputs_of(found)
+        self._parts = Parts(layer, found.scope)
+        names = (type(module).__name__ for module in self._parts.modules)
+        self._has_experts = any("Experts" in name for name in names)
 
-    def decode(self, layer: Any, given: tuple[Any, ...]) -> Any:
+    def decode(self, layer: nn.Module, given: tuple[Value, ...]) -> Value:
+        """The layer's result, or None for a fallback."""
         with self._lock:
             found = self._ready(layer, given)
         if found is None:
-            if self._why_not is not None:
-                self._site.count(_without_graphs(self._why_not), layer)
+            if self._fallback is not None:
+                self._site.count(_without_graphs(self._fallback), layer)
             return None
         values, graphs = found
         if graphs is None:
             return values
         with self._lock:
             graphs.before.replay(values)
-        slots, function = graphs.attend
+        slots, function = graphs.attention
         values += function(*[values[slot] for slot in slots])
         if not graphs.after.fits(values):
             reason = "its attention gives other shapes than before"
@@ -156,10 +183,10 @@ class _Layer:
         self._site.count(REPLAYED, layer)
         return _result(graphs.rest, values)
 
-    def _ready(self, layer: Any, given: tuple[Any, ...]) -> tuple[Any, _Graphs | None] | None:
-        """(values, graphs) of this call, or (its result, None); None where it has to run as it is.
+    def _ready(self, layer: nn.Module, given: tuple[Value, ...]) -> _Ready | None:
+        """(values, graphs) of this call, or (its result, None); None for a fallback.
 
-        That is before it is time, or where there are no graphs.
+        A fallback is a call before the layer is captured, or of a layer that has no graphs.
         """
         if self._changes > CHANGES:
             return None
@@ -168,80 +195,76 @@ class _Layer:
             self._replays = 0
             self._look_at(layer)
             if self._changes > CHANGES:
-                self._why_not = "the layer's modules or weights keep changing"
-        if self._why_not is not None:
+                self._fallback = "the layer's modules or weights keep changing"
+        if self._fallback is not None:
             return None
-        values = [*given, *self._program.hand_over(*given)]
+        values = [*given, *self._program.attention_arguments(*given)]
         key = (self._graphs.stream(), *self._key(layer, values))
         if (graphs := self._captured.get(key)) is not None:
             self._replays += 1
             return values, graphs
-        if len(self._calls) > KINDS:
-            self._why_not = "every call is of another kind"
+        if len(self._calls) > DIFFERENT_CALLS:
+            self._fallback = "every call is of another kind"
             return None
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] <= CALLS_BEFORE or len(self._captured) >= BATCHES:
             return None
         return self._capture(layer, values, key)
 
-    def _key(self, layer: Any, values: Values) -> list[Any]:
-        """What graphs are made for: shapes, and all else that the code before them is given."""
-        key: list[Any] = []
-        if self._has_experts:  # asking a configuration takes its time
-            config = vars(getattr(layer, self._program.attended)).get("config")
+    def _key(self, layer: nn.Module, values: Values) -> list[object]:
+        """What graphs are made for: shapes, and all else that goes into the first one."""
+        key: list[object] = []
+        if self._has_experts:  # only then, since reading a configuration is slow
+            config = vars(getattr(layer, self._program.attention)).get("config")
             key.append(getattr(config, "_experts_implementation", None))
         for slot in self._inputs:
             value = values[slot]
-            for one in value if type(value) in (tuple, list) else (value,):
-                if isinstance(one, self._tensor):
-                    key += one.shape, one.dtype
+            for element in value if type(value) in (tuple, list) else (value,):
+                if isinstance(element, self._tensor):
+                    key += element.shape, element.dtype
                 else:
-                    key.append(one if type(one) in _PLAIN else type(one))
+                    key.append(element if type(element) in _PLAIN else type(element))
         return key
 
-    def _capture(
-        self, layer: Any, values: Values, key: tuple[Any, ...]
-    ) -> tuple[Any, _Graphs | None] | None:
-        """The result of a call whose graphs are captured on the way."""
-        from hf_kernel_patch.recognition.rules.decoding.block import needed, run, steps
-
-        program: Program = self._program
-        if why_not := self._parts.why_not():
-            self._why_not = why_not
+    def _capture(self, layer: nn.Module, values: Values, key: _Key) -> _Ready | None:
+        """The result of a call whose graphs are captured on the way, or None for a fallback."""
+        program = self._program
+        if reason := self._parts.why_not():
+            self._fallback = reason
             return None
         middle, after, ending = program.middle, program.after, (program.mlp, program.tail)
         later = needed([middle, *after, *ending])
         before = self._block(program.before, program.slots, values, later)
         if isinstance(before, str):
-            self._why_not = before
+            self._fallback = before
             return None
         block, slots = before
         block.replay(values)
-        (attend,), slots = steps([middle], slots, len(values))
-        # From here on the cache has its token: this call ends by these pieces, in whatever way.
-        run([attend], values)
+        (attention,), slots = steps([middle], slots, len(values))
+        # From here on the cache holds the token, and the layer's forward must not run any more:
+        # whatever happens, the rest of this call is computed by these pieces.
+        run([attention], values)
         eager, _ = steps([*after, *ending], slots, len(values))
         for inside, rest in (([*after, program.mlp], ending[1:]), ([*after], ending)):
-            # Without the MLP where it has experts that ask the device what to do.
+            # The second time without the MLP: experts may wait for results of the device, which
+            # cannot be captured.
             found = self._block(inside, slots, values, needed(rest))
             if not isinstance(found, str):
                 break
         else:
-            self._why_not = str(found)
+            self._fallback = str(found)
             return _result(eager, values), None
         found[0].replay(values)
         last, _ = steps(rest, found[1], len(values))
-        self._captured[key] = _Graphs(block, attend, found[0], last, eager)
+        self._captured[key] = _Graphs(block, attention, found[0], last, eager)
         self._site.count(REPLAYED, layer)
         return _result(last, values), None
 
     def _block(
-        self, segments: Sequence[Segment], slots: dict[str, int], values: Values, later: list[str]
-    ) -> tuple[Block, dict[str, int]] | str:
+        self, segments: Sequence[Segment], slots: Slots, values: Values, later: list[str]
+    ) -> tuple[Block, Slots] | str:
         """A captured piece and where its values are, or why there is none."""
         import torch
-
-        from hf_kernel_patch.recognition.rules.decoding.block import CannotCapture, captured
 
         with torch.inference_mode(False), torch.no_grad():
             try:
@@ -253,39 +276,12 @@ class _Layer:
                 return f"{type(error).__name__}: {text[0] if text else ''}"
 
 
-def _result(steps: list[Step], values: Values) -> Any:
+def _result(steps: list[Step], values: Values) -> Value:
     """What the last step gives, after the others."""
     for slots, function in steps[:-1]:
         values += function(*[values[slot] for slot in slots])
     slots, function = steps[-1]
     return function(*[values[slot] for slot in slots])
-
-
-#: By what a layer and its modules run.
-_Programs = dict[tuple[Any, ...], Program | str]
-
-
-def _program(layer: Any, site: Site, name: str, known: _Programs) -> Program | str:
-    """The program of a layer in whose forward the site is, or why there is none."""
-    composed = (made_by_us(vars(kind).get("forward")) for kind in type(layer).__mro__)
-    forward = next((m.function for m in composed if m and site in m.sites.values()), None)
-    if forward is None:
-        return f"{type(layer).__name__} runs another forward"
-    key = forward, *[(n, type(child).forward) for n, child in layer.named_children()]
-    if key not in known:
-        try:
-            known[key] = program_of(forward, name, layer)
-        except CannotCut as error:
-            known[key] = str(error)
-    return known[key]
-
-
-def _inputs(program: Program) -> list[int]:
-    """The slots of what the code before the attention is given, but for the modules."""
-    from hf_kernel_patch.recognition.rules.decoding.block import needed
-
-    names = [name for name in needed(program.before) if not name.endswith(".self")]
-    return [program.slots[name] for name in names]
 
 
 def _without_graphs(reason: str) -> CallOutcome:

@@ -5,33 +5,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.modules import hooked
-from hf_kernel_patch.recognition.rules.decoding.program import HOMES
+from hf_kernel_patch.recognition.rules.decoding.program import HOMES, Globals
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class Parts:
-    """The modules and weights inside of a layer, as they were.
+    """The modules and weights inside of a layer, as they were when it was made.
 
-    ``scope`` are globals that its code uses: (globals, name).
+    ``scope`` are the globals that its code uses.
     """
 
-    def __init__(self, layer: Any, scope: Sequence[tuple[dict[str, Any], str]] = ()):
+    def __init__(self, layer: nn.Module, scope: Sequence[Globals] = ()):
         modules = list(layer.modules())[1:]  # the layer's own hooks run whether captured or not
         self.modules = modules
-        self._slots = [(m._modules, name) for m in [layer, *modules] for name in m._modules]
-        self._children = [mapping[name] for mapping, name in self._slots]
-        self._kinds = [type(module) for module in modules]
-        self._forwards = [kind.forward for kind in self._kinds]
+        self._child_names = [(m._modules, name) for m in [layer, *modules] for name in m._modules]
+        self._children = [children[name] for children, name in self._child_names]
+        self._classes = [type(module) for module in modules]
+        self._forwards = [cls.forward for cls in self._classes]
         self._training = [module.training for module in modules]
         self._touched = list(map(_touched, modules))
         self._states = [vars(module) for module in modules]
-        held = [kept for m in modules for kept in (m._parameters, m._buffers)]
-        self._places = [
-            (kept, n) for kept in held for n, value in kept.items() if value is not None
+        tensors = [mapping for m in modules for mapping in (m._parameters, m._buffers)]
+        self._tensor_names = [
+            (mapping, n) for mapping in tensors for n, value in mapping.items() if value is not None
         ]
-        self.tensors = [kept[name] for kept, name in self._places]
+        self.tensors = [mapping[name] for mapping, name in self._tensor_names]
         # A subclass, such as a quantised weight, may have no memory of its own.
         self._plain = [tensor for tensor in self.tensors if _is_plain(tensor)]
         self._pointers = [tensor.data_ptr() for tensor in self._plain]
@@ -42,17 +46,18 @@ class Parts:
         """Whether every module, its class's forward and every weight's memory is what it was."""
         return (
             self._as_touched()
-            and all(map(is_, [mapping.get(n) for mapping, n in self._slots], self._children))
-            and all(map(is_, map(type, self.modules), self._kinds))
-            and all(map(is_, [kind.forward for kind in self._kinds], self._forwards))
+            and all(map(is_, [mapping.get(n) for mapping, n in self._child_names], self._children))
+            and all(map(is_, map(type, self.modules), self._classes))
+            and all(map(is_, [cls.forward for cls in self._classes], self._forwards))
             and [state["training"] for state in self._states] == self._training
-            and all(map(is_, [kept.get(name) for kept, name in self._places], self.tensors))
+            and all(map(is_, [mapping.get(n) for mapping, n in self._tensor_names], self.tensors))
             and [tensor.data_ptr() for tensor in self._plain] == self._pointers
             and all(map(is_, [mapping.get(n) for mapping, n in self._scope], self._globals))
         )
 
     def _as_touched(self) -> bool:
-        for state in self._states:  # at first what costs least: nobody has touched anything
+        """Whether hooks and forwards of single modules are what they were."""
+        for state in self._states:  # the cheap question first: most modules have none
             if (
                 state["_forward_hooks"]
                 or state["_forward_pre_hooks"]
@@ -65,24 +70,24 @@ class Parts:
 
     def why_not(self) -> str | None:
         """Why a layer of these parts cannot be captured."""
-        for module, kind in zip(self.modules, self._kinds):
-            if not kind.__module__.startswith(HOMES):
-                return f"{kind.__qualname__} of {kind.__module__} is no part of transformers"
+        for module, cls in zip(self.modules, self._classes):
+            if not cls.__module__.startswith(HOMES):
+                return f"{cls.__qualname__} of {cls.__module__} is no part of transformers"
             if _touched(module):
-                return f"a hook on {kind.__qualname__} needs the original"
+                return f"a hook on {cls.__qualname__} needs the original"
         for tensor in self.tensors:
             if not _is_plain(tensor):
                 return f"a weight is a {type(tensor).__name__}"
         return None
 
 
-def _is_plain(tensor: Any) -> bool:
+def _is_plain(tensor: torch.Tensor) -> bool:
     import torch
 
     return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
-def _touched(module: Any) -> bool:
+def _touched(module: nn.Module) -> bool:
     """As ``hooked``, but for the hooks by which transformers collects outputs when asked to."""
     if not hooked(module):
         return False

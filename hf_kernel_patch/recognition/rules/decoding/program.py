@@ -12,10 +12,11 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.edits import CannotRewrite
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
+from hf_kernel_patch.recognition.rules.decoding.block import needed
 from hf_kernel_patch.recognition.rules.decoding.cuts import (
     attention_of,
     call_in,
@@ -38,40 +39,51 @@ from hf_kernel_patch.recognition.segments import (
     same,
     stores,
 )
+from hf_kernel_patch.recognition.site import Site
+from hf_kernel_patch.recognition.source import made_by_us
 from hf_kernel_patch.recognition.wrappers import rewrapped
 
+if TYPE_CHECKING:
+    from torch import nn
+
 LAYER, ATTENTION = "layer", "attention"
-#: Whose code may be captured: it has no effect but its result.
+#: A function's globals, and a name in them.
+Globals = tuple[dict[str, Any], str]
+#: Takes a function's arguments in order and returns those of another one.
+Arguments = Callable[..., tuple[object, ...]]
+#: Packages whose code may be captured: it has no effect but its result.
 HOMES = ("torch.nn.", "transformers.")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A layer in parts. A slot is a place in a list of the layer's and the attention's arguments.
+    """A layer in parts. A slot is an index in the list of the layer's and attention's arguments.
 
     Attributes:
         slots: the names of those arguments -> their slots.
-        attended: the layer's attribute that is its attention.
-        hand_over: the layer's arguments -> the attention's, None where ``before`` computes one.
+        attention: the name of the layer's attribute that is its attention.
+        attention_arguments: the layer's arguments -> the attention's, with None for each that
+            ``before`` computes.
         before: up to the rotated heads.
         middle: cache and attention interface.
-        after: what follows, up to the MLP; and ``mlp``, from there to the result.
+        after: what follows, up to the MLP.
+        mlp: from there to the result.
         tail: what gives the layer's result its form.
-        scope: (globals, name) of everything outside that the segments use.
+        scope: the globals that the segments use.
     """
 
     slots: dict[str, int]
-    attended: str
-    hand_over: Callable[..., tuple[Any, ...]]
+    attention: str
+    attention_arguments: Arguments
     before: tuple[Segment, ...]
     middle: Segment
     after: tuple[Segment, ...]
     mlp: Segment
     tail: Segment
-    scope: tuple[tuple[dict[str, Any], str], ...]
+    scope: tuple[Globals, ...]
 
 
-def program_of(forward: Any, entry: str, layer: Any) -> Program:
+def program_of(forward: object, entry: str, layer: nn.Module) -> Program:
     """The program of a layer that runs ``forward``; raises CannotCut where there is none.
 
     ``entry`` is the name by which the forward calls what decodes in its place.
@@ -84,16 +96,16 @@ def program_of(forward: Any, entry: str, layer: Any) -> Program:
     inner = _plain(outer, type(attention))
     other = _function(inner)
     call = call.with_arguments_named(own)
-    body[call.place : call.place + 1] = [*call.before, call.statement]
-    place = call.place + len(call.before)
+    body[call.at : call.at + 1] = [*call.before, call.statement]
+    at = call.at + len(call.before)
     body = with_result(own, body)
-    mlp, tail = mlp_of(layer, call.name, body, place + 1), tail_of(body)
+    mlp, tail = mlp_of(layer, call.name, body, at + 1), tail_of(body)
     mlp = min(mlp, tail)
-    only_computes(body[:place], body[place + 1 : tail])
-    if tail <= place:
+    only_computes(body[:at], body[at + 1 : tail])
+    if tail <= at:
         raise CannotCut("its result is computed before its attention")
-    first, _, after, feed, last = cut(own, body, [place, place + 1, mlp, tail])
-    given, linked = call.handed_over(own, other, stores(*body[:place]))
+    first, _, after, feed, last = cut(own, body, [at, at + 1, mlp, tail])
+    given, linked = call.without_computed(own, other, stores(*body[:at]))
     live = {*after.ins, *feed.ins, *last.ins}
     attend = attention_of(other, [name if name in live else "" for name in call.targets])
     slots = _slots(parameters_of(own), LAYER, 0)
@@ -101,12 +113,12 @@ def program_of(forward: Any, entry: str, layer: Any) -> Program:
     return Program(
         slots,
         call.name,
-        _hand_over(own, given, _binder(other, outer, inner)),
-        (_of(LAYER, first), _same(LAYER, ATTENTION, linked), _of(ATTENTION, attend.before)),
+        _arguments(own, given, _binder(other, outer, inner)),
+        (_of(LAYER, first), _renamed(LAYER, ATTENTION, linked), _of(ATTENTION, attend.before)),
         _of(ATTENTION, attend.middle),
         (
             _of(ATTENTION, attend.after),
-            _same(ATTENTION, LAYER, attend.results),
+            _renamed(ATTENTION, LAYER, attend.results),
             _of(LAYER, after),
         ),
         _of(LAYER, feed),
@@ -116,16 +128,17 @@ def program_of(forward: Any, entry: str, layer: Any) -> Program:
 
 
 def _slots(names: Iterable[str], where: str, first: int) -> dict[str, int]:
-    return {f"{where}.{name}": first + place for place, name in enumerate(names)}
+    return {f"{where}.{name}": first + index for index, name in enumerate(names)}
 
 
 def _of(where: str, segment: Segment) -> Segment:
+    """A segment whose names say whether they are the layer's or the attention's."""
     ins, outs = ([f"{where}.{n}" for n in names] for names in (segment.ins, segment.outs))
     return replace(segment, ins=tuple(ins), outs=tuple(outs))
 
 
-def _same(source: str, to: str, names: dict[str, str]) -> Segment:
-    """Gives names of one function the values of another's; ``names`` are {new: old}."""
+def _renamed(source: str, to: str, names: dict[str, str]) -> Segment:
+    """What gives names of one function the values of another's; ``names`` are {new: old}."""
     ins, outs = names.values(), names.keys()
     return Segment(
         same,
@@ -134,7 +147,7 @@ def _same(source: str, to: str, names: dict[str, str]) -> Segment:
     )
 
 
-def _scope(function: Function, body: Sequence[ast.stmt]) -> list[tuple[dict[str, Any], str]]:
+def _scope(function: Function, body: Sequence[ast.stmt]) -> list[Globals]:
     scope = function.value.__globals__
     return [(scope, name) for name in sorted(reads(*body)) if name in scope]
 
@@ -142,7 +155,7 @@ def _scope(function: Function, body: Sequence[ast.stmt]) -> list[tuple[dict[str,
 # -- the functions
 
 
-def _function(value: Any) -> Function:
+def _function(value: object) -> Function:
     if not isinstance(value, FunctionType):
         raise CannotCut(f"a {type(value).__qualname__} stands there")
     if not f"{value.__globals__.get('__name__')}.".startswith(HOMES):
@@ -153,23 +166,24 @@ def _function(value: Any) -> Function:
         raise CannotCut(str(error)) from None
 
 
-def _inside(value: Any) -> Any:
+def _inside(value: object) -> object:
+    """The function under all wrappers."""
     while hasattr(value, "__wrapped__"):
         value = value.__wrapped__
     return value
 
 
-def _plain(value: Any, kind: type) -> Any:
+def _plain(value: FunctionType, cls: type) -> FunctionType:
     """What an attention's forward runs, under wrappers that only rename arguments."""
     while hasattr(value, "__wrapped__"):
         if not value.__code__.co_qualname.startswith("deprecate_kwarg."):
-            raise CannotCut(f"{value.__code__.co_qualname} wraps the forward of {kind.__name__}")
+            raise CannotCut(f"{value.__code__.co_qualname} wraps the forward of {cls.__name__}")
         value = value.__wrapped__
     return value
 
 
-def _binder(function: Function, outer: Any, inner: Any) -> Any:
-    """The attention's forward, with its wrappers, as a function that returns its arguments."""
+def _binder(function: Function, outer: FunctionType, inner: FunctionType) -> Arguments:
+    """A function with the attention's parameters and wrappers that returns its arguments."""
     given = copy.deepcopy(function.node.args)
     given.defaults, given.kw_defaults = [], [None for _ in given.kwonlyargs]
     for argument in ast.walk(given):
@@ -179,17 +193,45 @@ def _binder(function: Function, outer: Any, inner: Any) -> Any:
     binder = made(function, definition(function.node.name, given, body, function.node))
     binder.__defaults__, binder.__kwdefaults__ = inner.__defaults__, inner.__kwdefaults__
     try:
-        return rewrapped(outer, inner, binder)
+        wrapped: Arguments = rewrapped(outer, inner, binder)
     except CannotRewrite as error:
         raise CannotCut(str(error)) from None
+    return wrapped
 
 
-def _hand_over(function: Function, call: ast.Call, bind: Any) -> Callable[..., Any]:
-    """The layer's arguments -> those that its attention gets."""
+def _arguments(function: Function, call: ast.Call, bind: Arguments) -> Arguments:
+    """The layer's arguments -> those that its attention gets by this call."""
     to = free(function, "bind")
     given = ast.Call(ast.Name(to, ast.Load()), [call.func, *call.args], call.keywords)
-    place = function.node
-    statement = ast.copy_location(ast.Return(ast.copy_location(given, place)), place)
+    lines = function.node
+    statement = ast.copy_location(ast.Return(ast.copy_location(given, lines)), lines)
     names = to, *parameters_of(function)
-    run = made(function, definition("hand_over", names, [statement], place))
+    run: Arguments = made(function, definition("arguments", names, [statement], lines))
     return lambda *values: run(bind, *values)
+
+
+# -- the programs of layers
+
+#: What a layer and its modules run -> the program, or why there is none.
+Programs = dict[tuple[object, ...], Program | str]
+
+
+def program_in(layer: nn.Module, site: Site, entry: str, known: Programs) -> Program | str:
+    """The program of a layer in whose forward the site is, or why there is none."""
+    composed = (made_by_us(vars(cls).get("forward")) for cls in type(layer).__mro__)
+    forward = next((m.function for m in composed if m and site in m.sites.values()), None)
+    if forward is None:
+        return f"{type(layer).__name__} runs another forward"
+    key = forward, *[(name, type(child).forward) for name, child in layer.named_children()]
+    if key not in known:
+        try:
+            known[key] = program_of(forward, entry, layer)
+        except CannotCut as error:
+            known[key] = str(error)
+    return known[key]
+
+
+def inputs_of(program: Program) -> list[int]:
+    """The slots of what the code before the attention is given, except for the modules."""
+    names = [name for name in needed(program.before) if not name.endswith(".self")]
+    return [program.slots[name] for name in names]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
 
-from hf_kernel_patch.recognition.edits import replace
+from hf_kernel_patch.recognition.edits import Part, replace
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Rule, register
 from hf_kernel_patch.recognition.rules.norm_classes import why_no_norm
@@ -33,13 +32,13 @@ def find(function: Function, helper: str) -> Found:
     if not any(map(is_norm, function.everything)):
         return found
     seen: set[int] = set()
-    asked: list[str] = []
+    flags: list[str] = []
     for block in function.blocks:
-        for place, statement in enumerate(block):
+        for at, statement in enumerate(block):
             call = getattr(statement, "value", None)
             if isinstance(call, ast.Call) and _is_rotary(call):
                 seen.add(id(call))
-                _look(function, found, helper, asked, block, place)
+                _look(function, found, helper, flags, block, at, call)
     for node in function.everything:
         if isinstance(node, ast.Call) and _is_rotary(node) and id(node) not in seen:
             found.miss(node, "the rotary function's results go elsewhere than to q and k")
@@ -54,31 +53,31 @@ def _look(
     function: Function,
     found: Found,
     helper: str,
-    asked: list[str],
+    flags: list[str],
     block: list[ast.stmt],
-    place: int,
+    at: int,
+    call: ast.Call,
 ) -> None:
-    """At a statement that calls the rotary function.
+    """Edit the norms and the rotary function that the statement ``block[at]`` calls.
 
-    ``asked`` are the names that keep whether norms were asked for.
+    ``flags`` are the added local names that keep whether norms stand under a condition that held.
     """
-    call: Any = block[place].value  # type: ignore[attr-defined]
     names = _heads_of(call)
     if names is None:
         found.miss(call, "the rotary function takes something else than q, k, cos and sin")
         return
-    if _targets(block[place]) != names or names[0] == names[1]:
+    if _targets(block[at]) != names or names[0] == names[1]:
         found.miss(call, "the rotary function's results go elsewhere than to q and k")
         return
     if any(isinstance(n, ast.Try) and call in ast.walk(n) for n in function.everything):
         found.miss(call, "it stands under try, where q and k may be used after an error")
         return
-    both = [normed(function, name, block, place) for name in names]
+    both = [normed(function, name, block, at) for name in names]
     guard = guarded(function, block) if both == [None, None] else None
     if guard is not None:
         both = [
             why_not_past(name, guard.statement.test)
-            or normed(function, name, guard.block, guard.place)
+            or normed(function, name, guard.block, guard.at)
             for name in names
         ]
     ready = [one for one in both if isinstance(one, Normed)]
@@ -89,14 +88,14 @@ def _look(
         found.miss(call, next(filter(None, reasons)))
         return
     q, k = ready
-    if (q.turn is None, q.asked) != (k.turn is None, k.asked):
+    if (q.transpose is None, q.under) != (k.transpose is None, k.under):
         found.miss(call, "the norms of q and k stand in other places")
         return
-    _rewrite(function, found, helper, asked, call, ready, guard.statement if guard else None)
+    _rewrite(function, found, helper, flags, call, ready, guard.statement if guard else None)
 
 
 def _heads_of(call: ast.Call) -> list[str] | None:
-    """The names of q and k, of a call with cos and sin besides, which need neither of them."""
+    """The names of q and k in a call ``rotary(q, k, cos, sin)`` whose cos and sin read neither."""
     match call:
         case ast.Call(args=[ast.Name(id=q), ast.Name(id=k), cos, sin], keywords=[]):
             nodes = [node for part in (cos, sin) for node in ast.walk(part)]
@@ -109,7 +108,7 @@ def _heads_of(call: ast.Call) -> list[str] | None:
 def _targets(statement: ast.stmt) -> list[str]:
     match statement:
         case ast.Assign(targets=[ast.Tuple(elts=names)]):
-            return [getattr(one, "id", "") for one in names]
+            return [getattr(name, "id", "") for name in names]
     return []
 
 
@@ -117,22 +116,23 @@ def _rewrite(
     function: Function,
     found: Found,
     helper: str,
-    asked: list[str],
+    flags: list[str],
     call: ast.Call,
     both: list[Normed],
     guard: ast.If | None,
 ) -> None:
     """Take the norms out of their places; the rotary function's call becomes the helper's."""
     wanted = ""
-    if (condition := both[0].asked) is not None:
-        wanted = free_local(function, "asked", asked)
-        asked.append(wanted)
+    if (condition := both[0].under) is not None:
+        wanted = free_local(function, "asked", flags)
+        flags.append(wanted)
         test = condition.test
         found.edits += replace(function, test, f"({wanted} := ", test, ")")
     for one in both:
         found.edits += one.removed(function)
     if guard is not None:
-        # Where the rotary function does not run, the norms do.
+        # The norms stand before the ``if``, the rotary function in it. Where it does not run, the
+        # norms are still to be computed: in its condition, when that does not hold.
         late = sorted(both, key=lambda one: (one.call.lineno, one.call.col_offset))
         done = ", ".join(f"{one.name} := {one.text(function, wanted)}" for one in late)
         opening, closing = ("(", ")") if isinstance(guard.test, _LOOSE) else ("", "")
@@ -141,12 +141,13 @@ def _rewrite(
     norms, labels = [function.text(one.norm) for one in both], ("", "", "", "", "")
     if wanted:
         norms = [f"{norm} if {wanted} else False" for norm in norms]
-        # By name, so that it looks like no attention interface, which takes self and many more.
+        # By name: a call by place of self and four or more arguments looks like the attention
+        # interface to the rule that cuts an attention for decoding.
         labels = "rotary=", "q=", "k=", "cos=", "sin="
-    text: list[Any] = [f"{helper}(self, {', '.join(norms)}"]
+    text: list[Part] = [f"{helper}(self, {', '.join(norms)}"]
     for label, part in zip(labels, (call.func, *call.args)):
-        text += [f"{text.pop()}, {label}", part, ""]
-    text[-1] = ")" if both[0].turn is not None else ", transpose=False)"
+        text += [f", {label}", part]
+    text.append(")" if both[0].transpose is not None else ", transpose=False)")
     found.edits += replace(function, call, *text)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, FIRST_HALF, HALVES, INTERLEAVED
@@ -25,13 +27,13 @@ class Rotation(NamedTuple):
         one_dtype: the result for k is of q's dtype.
     """
 
-    options: tuple[Any, ...] = ()
+    options: tuple[bool | str, ...] = ()
     heads: int = 1
     partial: bool = False
     one_dtype: bool = False
 
 
-#: By leaf.
+#: The name of a leaf -> what it computes.
 ROTATIONS = {
     "rope.full": Rotation(),
     "rope.partial": Rotation(partial=True),
@@ -40,14 +42,16 @@ ROTATIONS = {
     "rope.vision": Rotation((True, True, HALVES, ELEMENTS), heads=2),
     "rope.pe_audio": Rotation((False, False, INTERLEAVED, FIRST_HALF)),
 }
-#: The text that is meant, where a leaf has others as well.
+#: Which of a leaf's texts is meant, where it has several that compute different things.
 _TEXTS = {"rope.vision": texts.VISION}
 _UNKNOWN = f"the rotary function is no leaf {' or '.join(ROTATIONS)}"
-#: function -> the leaf and what it swallows, or why it is none of these.
-_seen: WeakKeyDictionary[Any, tuple[str, tuple[Swallowed, ...]] | str] = WeakKeyDictionary()
+#: Function -> its leaf and the helpers that it calls, or why it is none of these.
+_seen: WeakKeyDictionary[Callable[..., object], tuple[str, tuple[Swallowed, ...]] | str] = (
+    WeakKeyDictionary()
+)
 
 
-def rotation_of(function: Any) -> str:
+def rotation_of(function: Callable[..., object]) -> str:
     """The name in ``ROTATIONS`` of what a function, patched by us or not, computes as it is now.
 
     Or why it has none.
@@ -69,16 +73,17 @@ def rotation_of(function: Any) -> str:
 rotation_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _look_up(function: Any) -> tuple[str, tuple[Swallowed, ...]] | str:
+def _look_up(function: Callable[..., object]) -> tuple[str, tuple[Swallowed, ...]] | str:
     home = sys.modules.get(getattr(innermost(function), "__module__", ""))
     for name in ROTATIONS if home is not None else ():
-        leaf: Any = known()[name]
+        leaf = known()[name]
+        assert isinstance(leaf, Leaf)
         if _text_of(leaf, function, home).endswith(_TEXTS.get(name, "\n")):
             return name, leaf.swallowed(innermost(function), home)
     return _UNKNOWN
 
 
-def _text_of(leaf: Leaf, function: Any, home: Any) -> str:
+def _text_of(leaf: Leaf, function: Callable[..., object], home: ModuleType | None) -> str:
     """The text by which a leaf knows a function, or ""."""
     adapter = leaf.adapter_for(function, home)
     return next((text for text, made in leaf.variants.items() if made is adapter), "")

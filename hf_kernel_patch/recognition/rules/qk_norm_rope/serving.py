@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Literal
 
 from hf_kernel_patch.ops.qk_norm_rope import QK_NORM_ROPE
 from hf_kernel_patch.recognition.leaves.norms import modeling_of, norm_arguments, norms_in
+from hf_kernel_patch.recognition.leaves.signature import takes
 from hf_kernel_patch.recognition.rules.qk_norm_rope.rotation import ROTATIONS, rotation_of
 from hf_kernel_patch.recognition.site import Site
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-def serve(site: Site) -> Callable[..., Any]:
+#: Rotated q and k.
+Rotated = tuple["torch.Tensor", "torch.Tensor"]
+
+
+def serve(site: Site) -> Callable[..., Rotated]:
     """(module, q_norm, k_norm, rotary, q, k, cos, sin) -> rotated q and k.
 
-    q and k come before their norms, which are False where they are not asked for: as (B, S, heads,
-    D) with ``transpose``, else as the rotary function takes them, (B, heads, S, D) or for images
-    (S, heads, D). The results are of the shapes that the rotary function gives.
+    q and k come before their norms: as (B, S, heads, D) with ``transpose``, else as the rotary
+    function takes them, (B, heads, S, D) or for images (S, heads, D). A norm is False where the
+    original's condition leaves it out. The results have the shapes of the rotary function's.
     """
     import torch
 
     tensor = torch.Tensor
     known = norms_in(modeling_of(site.original))
-    # A kernel written by somebody else may not know the op's last arguments.
-    takes_options = all(
-        _takes(one, len(QK_NORM_ROPE.parameters)) for one in (site.op, site.kernel.refuse)
-    )
+    op: Callable[..., Rotated] = site.op
+    # A kernel that somebody else wrote may not know the op's last arguments.
+    count = len(QK_NORM_ROPE.parameters)
+    takes_options = takes(op, count) and takes(site.kernel.refuse, count)
 
     def arguments_of(
-        q_norm: Any, k_norm: Any, rotary: Any, q: Any, k: Any, cos: Any, sin: Any, transpose: bool
-    ) -> tuple[tuple[Any, ...], str | None]:
-        """The op's arguments, and why it may not have them."""
+        q_norm: nn.Module | Literal[False],
+        k_norm: nn.Module | Literal[False],
+        rotary: FunctionType,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        transpose: bool,
+    ) -> tuple[tuple[object, ...], str | None]:
+        """The op's arguments, and why the original has to run, or None."""
         none = q, k, cos, sin
         if q_norm is False or k_norm is False:
             return none, "the norms of q and k are not asked for"
-        (q_weight, *q_options), why_not = norm_arguments(q_norm, known)
-        (k_weight, *k_options), why_k_not = norm_arguments(k_norm, known)
-        why_not = why_not or why_k_not
-        if why_not is None and q_options != k_options:
-            why_not = "the norms of q and k differ"
+        (q_weight, *q_options), fallback = norm_arguments(q_norm, known)
+        (k_weight, *k_options), k_fallback = norm_arguments(k_norm, known)
+        fallback = fallback or k_fallback
+        if fallback is None and q_options != k_options:
+            fallback = "the norms of q and k differ"
         leaf = rotation_of(rotary)
         rotation = ROTATIONS.get(leaf)
-        why_not = why_not or (leaf if rotation is None else None)
-        if why_not is not None or rotation is None:
-            return none, why_not
+        fallback = fallback or (leaf if rotation is None else None)
+        if fallback is not None or rotation is None:
+            return none, fallback
         if q_weight is None or k_weight is None:
             return none, "a norm has no weight"
         if not (isinstance(q, tensor) and isinstance(k, tensor)):
@@ -65,6 +80,7 @@ def serve(site: Site) -> Callable[..., Any]:
             if q.dim() != 4 or k.dim() != 4:
                 return none, "q and k are not of four dimensions"
             q, k = q.transpose(1, 2), k.transpose(1, 2)
+        arguments: tuple[object, ...]
         arguments = (q, k, q_weight, k_weight, q_options[0], cos, sin, heads, *q_options[1:])
         if rotation.options:
             if not takes_options:
@@ -73,20 +89,20 @@ def serve(site: Site) -> Callable[..., Any]:
         return arguments, None
 
     def qk_norm_rope(
-        module: Any,
-        q_norm: Any,
-        k_norm: Any,
-        rotary: Any,
-        q: Any,
-        k: Any,
-        cos: Any,
-        sin: Any,
+        module: nn.Module,
+        q_norm: nn.Module | Literal[False],
+        k_norm: nn.Module | Literal[False],
+        rotary: FunctionType,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         transpose: bool = True,
-    ) -> Any:
+    ) -> Rotated:
         if site.active:
-            arguments, why_not = arguments_of(q_norm, k_norm, rotary, q, k, cos, sin, transpose)
-            if not site.declines(*arguments, unless=why_not, module=module):
-                q_out, k_out = site.op(*arguments)
+            arguments, fallback = arguments_of(q_norm, k_norm, rotary, q, k, cos, sin, transpose)
+            if not site.declines(*arguments, unless=fallback, module=module):
+                q_out, k_out = op(*arguments)
                 return (q_out[0], k_out[0]) if q.dim() == 3 else (q_out, k_out)
         if q_norm is not False:
             q = q_norm(q)
@@ -94,17 +110,7 @@ def serve(site: Site) -> Callable[..., Any]:
             k = k_norm(k)
         if transpose:
             q, k = q.transpose(1, 2), k.transpose(1, 2)
-        return rotary(q, k, cos, sin)
+        rotated: Rotated = rotary(q, k, cos, sin)
+        return rotated
 
     return qk_norm_rope
-
-
-def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function takes so many arguments by their places, as far as it says."""
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # it does not say what it takes
-        return True
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from hf_kernel_patch.recognition.edits import Edit, end, insert, replace, start
 from hf_kernel_patch.recognition.function import Function
@@ -24,11 +24,12 @@ from hf_kernel_patch.recognition.rules.statements import (
     free_local,
     is_norm,
     on_one_line,
-    target_of,
 )
 from hf_kernel_patch.recognition.site import Site
 
-__all__ = ["assigned", "find", "is_norm", "serve", "target_of"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def find(function: Function, helper: str) -> Found:
@@ -43,46 +44,53 @@ def find(function: Function, helper: str) -> Found:
         return found
     normed = free_local(function, "normed")
     for block in function.blocks:
-        for place, statement in enumerate(block):
-            name, value = assigned(statement)
-            if name and _adds(value):
-                _look(function, found, helper, normed, block[place:])
+        for index, statement in enumerate(block):
+            _, value = assigned(statement)
+            if value is not None and _adds(value):
+                _look(function, found, helper, normed, block[index:], value)
     for node in function.nodes:
-        if isinstance(node, ast.Call) and is_norm(node.func) and [*map(_adds, node.args)] == [True]:
-            _look_inside(function, found, helper, node)
+        if isinstance(node, ast.Call) and is_norm(node.func) and len(node.args) == 1:
+            total = node.args[0]
+            if _adds(total):
+                _look_inside(function, found, helper, node, node.func, total)
     if not found.edits and not found.near:
         nearly(function, found)
     return found
 
 
-def _adds(value: Any) -> bool:
+def _adds(value: ast.expr) -> TypeGuard[ast.BinOp]:
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add)
 
 
 def _look(
-    function: Function, found: Found, helper: str, normed: str, block: list[ast.stmt]
+    function: Function,
+    found: Found,
+    helper: str,
+    normed: str,
+    block: list[ast.stmt],
+    total: ast.BinOp,
 ) -> None:
-    """At a sum, and what follows it."""
+    """Edit a sum, the value of the first statement of ``block``, and its norm, which follows."""
     name, _ = assigned(block[0])
     names = {name}
-    for place, statement in enumerate(block[1:], 1):
+    for index, statement in enumerate(block[1:], 1):
         call, condition = norm_run_first(statement, names), None
         elsewhere: list[ast.stmt] = []
         if call is None and isinstance(statement, ast.If):
-            call, condition = norm_under(statement, names, block[:place]), statement.test
+            call, condition = norm_under(statement, names, block[:index]), statement.test
             elsewhere = statement.orelse
         if call is not None:
             if reason := changed_later(function, names, call, elsewhere):
                 found.miss(call, reason)
             else:
-                _fuse(function, found, helper, normed, block[0], call, condition)
+                _fuse(function, found, helper, normed, block[0], total, call, condition)
             return
         to, given = assigned(statement)
         if isinstance(given, ast.Name) and to:
-            # A name for the sum, or for something else; either may be the sum's own name.
+            # Either a further name for the sum, or a name that no longer is one.
             names = names | {to} if given.id in names else names - {to}
             continue
-        if reason := why_not_here(block[place:], names):
+        if reason := why_not_here(block[index:], names):
             found.miss(statement, reason)
         return
 
@@ -92,34 +100,40 @@ def _fuse(
     found: Found,
     helper: str,
     normed: str,
-    sum_: ast.stmt,
+    statement: ast.stmt,
+    total: ast.BinOp,
     call: ast.Call,
     condition: ast.expr | None,
 ) -> None:
-    """A sum and the call of its norm, which may stand under a condition."""
-    name, value = assigned(sum_)
-    norm: Any = call.func
+    """Edit a sum and the call of its norm, which may stand under a condition."""
+    name, _ = assigned(statement)
+    norm = call.func
+    assert is_norm(norm)
     if reason := why_not_alone(function, name, call) or why_no_norm(function, norm):
         found.miss(call, reason)
         return
-    targets = _with_another(function, sum_, normed)
+    targets = _with_second_target(function, statement, normed)
     if not targets:
-        found.miss(sum_, "the annotation stands in parentheses")
+        found.miss(statement, "the annotation stands in parentheses")
         return
-    asked = function.text(norm)
+    norm_text = function.text(norm)
     if condition is not None:
-        asked = f"{asked} if {on_one_line(function, condition)} else False"
+        norm_text = f"{norm_text} if {on_one_line(function, condition)} else False"
         found.edits += replace(function, condition, f"{normed} is not None")
     found.edits += targets
-    parts = f"{helper}(self, {asked}, ", value.left, ", ", value.right, ")"
-    found.edits += replace(function, value, *parts)
+    parts = f"{helper}(self, {norm_text}, ", total.left, ", ", total.right, ")"
+    found.edits += replace(function, total, *parts)
     found.edits += replace(function, call, normed)
 
 
-def _with_another(function: Function, statement: Any, name: str) -> list[Edit]:
-    """Edits that add a second target; an annotation goes, which Python does not evaluate here."""
+def _with_second_target(function: Function, statement: ast.stmt, name: str) -> list[Edit]:
+    """Edits that add a second target to an assignment; none where they cannot be made.
+
+    An annotation is taken out, as two targets can have none; Python does not evaluate it here.
+    """
     if isinstance(statement, ast.Assign):
         return [insert(end(statement.targets[0]), f", {name}")]
+    assert isinstance(statement, ast.AnnAssign)
     target, annotation = statement.target, statement.annotation
     if function.between(end(target), start(annotation)).strip() != ":":
         return []
@@ -130,35 +144,51 @@ def _with_another(function: Function, statement: Any, name: str) -> list[Edit]:
     ]
 
 
-def _look_inside(function: Function, found: Found, helper: str, call: ast.Call) -> None:
-    """At a norm that is given a sum."""
-    total: Any = call.args[0]
+def _look_inside(
+    function: Function,
+    found: Found,
+    helper: str,
+    call: ast.Call,
+    norm: ast.Attribute,
+    total: ast.BinOp,
+) -> None:
+    """Edit the call of a norm whose argument is a sum."""
     if call.keywords:
         found.miss(call, "the norm takes more than the sum")
-    elif reason := why_no_norm(function, call.func):  # type: ignore[arg-type]
+    elif reason := why_no_norm(function, norm):
         found.miss(call, reason)
     else:
-        parts = f"{helper}(self, ", call.func, ", ", total.left, ", ", total.right, ")[1]"
+        parts = f"{helper}(self, ", norm, ", ", total.left, ", ", total.right, ")[1]"
         found.edits += replace(function, call, *parts)
 
 
-def serve(site: Site) -> Callable[..., Any]:
+#: A sum and its norm; None in place of the norm where it is not asked for.
+SumAndNorm = tuple["torch.Tensor", "torch.Tensor | None"]
+
+
+def serve(site: Site) -> Callable[..., SumAndNorm]:
     """(module, norm, x, y) -> (x + y, norm(x + y)).
 
-    (x + y, None) where the norm is False, as one under a condition is that does not hold.
+    (x + y, None) where the norm is False: it stands under a condition that does not hold.
     """
     import torch
 
     tensor, known = torch.Tensor, norms_in(modeling_of(site.original))
+    op: Callable[..., SumAndNorm] = site.op
 
-    def add_rms_norm(module: Any, norm: Any, left: Any, right: Any) -> Any:
+    def add_rms_norm(
+        module: nn.Module,
+        norm: nn.Module | Literal[False],
+        left: torch.Tensor,
+        right: torch.Tensor,
+    ) -> SumAndNorm:
         if norm is False:
             return left + right, None
-        arguments, why_not = norm_arguments(norm, known)
+        arguments, fallback = norm_arguments(norm, known)
         if not (isinstance(left, tensor) and isinstance(right, tensor)):
-            why_not = "a summand is no tensor"
-        if not site.declines(right, left, *arguments, unless=why_not, module=module):
-            return site.op(right, left, *arguments)
+            fallback = "a summand is no tensor"
+        if not site.declines(right, left, *arguments, unless=fallback, module=module):
+            return op(right, left, *arguments)
         total = left + right
         return total, norm(total)
 

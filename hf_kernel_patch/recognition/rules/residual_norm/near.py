@@ -14,7 +14,7 @@ from hf_kernel_patch.recognition.rules.statements import assigned, is_norm, targ
 
 
 def why_not_here(statements: list[ast.stmt], names: set[str]) -> str:
-    """Why the first of the statements, which follow a sum, is in the way of the norm; "" if not."""
+    """Why the first of the statements after a sum keeps it from its norm; "" if no norm follows."""
     first = statements[0]
     if _normed_in(first, names):
         if isinstance(first, _SIMPLE):
@@ -31,7 +31,7 @@ def _normed_in(statement: ast.stmt, names: set[str]) -> bool:
 
 
 def _normed(statements: list[ast.stmt], names: set[str]) -> bool:
-    """Whether a norm of one of the names follows, before it gets another value."""
+    """Whether a norm of one of the names follows, before that name gets another value."""
     for statement in statements:
         if _normed_in(statement, names):
             return True
@@ -44,7 +44,7 @@ def _normed(statements: list[ast.stmt], names: set[str]) -> bool:
 
 
 def nearly(function: Function, found: Found) -> None:
-    """Norms of sums that are spelled in another way, and sums of what a norm gives."""
+    """Note norms of sums that are written in another way, and sums of what a norm gives."""
     sums = [node for node in function.everything if _adds(node)]
     calls = [n for n in function.everything if isinstance(n, ast.Call) and is_norm(n.func)]
     for call in calls:
@@ -52,8 +52,8 @@ def nearly(function: Function, found: Found) -> None:
         if any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Add) for n in ast.walk(call)):
             found.miss(call, "the sum has no statement of its own")
         elif isinstance(first, ast.Name):
-            sums_of_it = [one for one in sums if first.id in _stored(one)]
-            before = [one for one in sums_of_it if start(one) < start(call)]
+            of_name = [node for node in sums if first.id in _stored(node)]
+            before = [node for node in of_name if start(node) < start(call)]
             if before:
                 last = max(before, key=start)
                 later = [n for n in function.stores(first.id) if end(last) < start(n) < start(call)]
@@ -67,14 +67,14 @@ def nearly(function: Function, found: Found) -> None:
 
 
 def _after_norms(function: Function, block: list[ast.stmt], found: Found) -> None:
-    """Sums of a residual and what a norm gave right before."""
+    """Note sums of a residual and what a norm gave in the statement before (post-norm)."""
     for statement, following in pairwise(block):
         name, value = assigned(statement)
         summed = getattr(following, "value", None)
         norm = value.func if isinstance(value, ast.Call) else None
         if isinstance(norm, ast.Attribute) and is_norm(norm) and _adds(following):
             operands = [getattr(summed, side, None) for side in ("left", "right")]
-            added = any(isinstance(one, ast.Name) and one.id == name for one in operands)
+            added = any(isinstance(n, ast.Name) and n.id == name for n in operands)
             if added and not why_no_norm(function, norm):
                 found.miss(following, "the norm comes before the sum (post-norm)")
 
@@ -82,8 +82,8 @@ def _after_norms(function: Function, block: list[ast.stmt], found: Found) -> Non
 def _adds(node: ast.AST) -> bool:
     if isinstance(node, ast.AugAssign):
         return isinstance(node.op, ast.Add)
-    kinds = ast.Assign, ast.AnnAssign, ast.NamedExpr
-    value = node.value if isinstance(node, kinds) else None
+    assigns = ast.Assign, ast.AnnAssign, ast.NamedExpr
+    value = node.value if isinstance(node, assigns) else None
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add)
 
 
