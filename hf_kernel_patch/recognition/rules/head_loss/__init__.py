@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
 
 from hf_kernel_patch.recognition.edits import end, start
 from hf_kernel_patch.recognition.function import Function
@@ -25,14 +24,14 @@ from hf_kernel_patch.recognition.rules.statements import assigned
 def find(function: Function, helper: str) -> Found:
     """``logits = self.lm_head(x)``, steps that are known, ``self.loss_function(logits, ...)``.
 
-    The head's call becomes ``helper.head(...)``, which may put off the logits; steps between are
-    noted by ``helper.step(...)``, ``helper.loss(...)`` computes the loss and ``helper.output(...)``
-    makes the output. Where the logits are used on a branch after the loss, ``helper.now(...)``
-    computes them.
+    The head's call becomes ``helper.head(...)``, which may put off the logits. The steps between
+    become ``helper.step(...)``, which notes them, ``helper.loss(...)`` computes the loss and
+    ``helper.output(...)`` makes the output. Where a branch after the loss uses the logits,
+    ``helper.now(...)`` computes them.
     """
     found = Found()
     losses = list(own_calls(function, "loss_function"))
-    if not losses or not any(_of_tokens(one) for one in losses):
+    if not losses or not any(map(_of_tokens, losses)):
         return found
     if function.unfit is not None:
         found.miss(*function.unfit)
@@ -54,43 +53,45 @@ def _of_tokens(loss: ast.Call) -> bool:
         return "size" in size.id
     if size is not None:
         return ast.unparse(size) not in ("self.config", "self.device")
-    named = [one.arg for one in loss.keywords]
-    return None in named and all(one is None or one in NAMES for one in named)
+    named = [keyword.arg for keyword in loss.keywords]
+    return None in named and all(name is None or name in NAMES for name in named)
 
 
-def _look(function: Function, found: Found, helper: str, loss: Any, logits: str) -> None:
-    """The head of these logits, what is done to them, and where they go."""
+def _look(function: Function, found: Found, helper: str, loss: ast.Call, logits: str) -> None:
+    """Edit the head of these logits, the steps between, the loss and the output."""
 
     def is_head(node: ast.expr) -> bool:
-        return head_call(node) and not any(is_name(one, logits) for one in ast.walk(node))
+        return head_call(node) and not any(is_name(inner, logits) for inner in ast.walk(node))
 
     heads = []
     for block in function.blocks:
-        for place, statement in enumerate(block):
+        for index, statement in enumerate(block):
             name, value = assigned(statement)
-            if name == logits and (whole := chain(function, value, is_head)) is not None:
-                heads.append((block, place, *whole))
+            if value is None or name != logits:
+                continue
+            if (found_head := chain(function, value, is_head)) is not None:
+                heads.append((block, index, *found_head))
     if len(heads) != 1:
         found.miss(loss, _why_no_head(function, logits, len(heads)))
         return
-    block, place, head, steps = heads[0]
+    block, index, head, steps = heads[0]
     assert isinstance(head, ast.Call)
     if len(head.args) != 1 or head.keywords or isinstance(head.args[0], ast.Starred):
         found.miss(head, "the head takes more than the hidden states")
         return
     called = ast.unparse(head.func)
     same = [
-        one
-        for one in ast.walk(function.node)
-        if isinstance(one, ast.Call) and ast.unparse(one.func) == called
+        node
+        for node in ast.walk(function.node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == called
     ]
     if len(same) != 1:
         found.miss(same[1], "the head is used twice")
         return
     uses = Uses(function, helper, logits, loss)
-    uses.head(block[place], head, steps, _labels(function, loss, head))
-    rest = block[place + 1 :]
-    while rest and not any(one is loss for one in ast.walk(rest[0])):
+    uses.head(block[index], head, steps, _labels(function, loss, head))
+    rest = block[index + 1 :]
+    while rest and not any(node is loss for node in ast.walk(rest[0])):
         if (other := uses.pass_over([rest.pop(0)])) is not None:
             found.miss(other, "between head and loss stands other code")
             return
@@ -107,7 +108,7 @@ def _look(function: Function, found: Found, helper: str, loss: Any, logits: str)
     if not _makes_output(function, output):
         found.miss(output, f"{function.text(output.func)} is no class of outputs with logits")
         return
-    uses.known |= {id(one.value) for one in output.keywords if one.arg == "logits"}
+    uses.known |= {id(keyword.value) for keyword in output.keywords if keyword.arg == "logits"}
     if reason := uses.after_loss(rest):
         found.miss(*reason)
         return
@@ -127,7 +128,7 @@ def _why_no_head(function: Function, logits: str, count: int) -> str:
 
 
 def _labels(function: Function, loss: ast.Call, head: ast.Call) -> str:
-    """The parameter without which there will be no loss, or what is always something."""
+    """The parameter that is None where no loss is computed; "True" where there is none."""
     known = parameters(function)
     known -= {
         name.id
@@ -151,15 +152,16 @@ def _labels(function: Function, loss: ast.Call, head: ast.Call) -> str:
     return "True"
 
 
-def _output(function: Function, statements: list[ast.stmt], logits: str) -> Any:
-    """The call that makes the output of the return at the end, itself or under a name."""
+def _output(function: Function, statements: list[ast.stmt], logits: str) -> ast.Call | None:
+    """The call that makes the output, in the return at the end or in the statement before it."""
     last = statements[-1]
     if not isinstance(last, ast.Return):
         return None
-    value: Any = last.value
+    value = last.value
     if isinstance(value, ast.Name) and len(statements) > 1:
+        returned = value.id
         name, value = assigned(statements[-2])
-        if name != last.value.id:  # type: ignore[union-attr]
+        if name != returned:
             return None
     if not isinstance(value, ast.Call) or value.args or not isinstance(value.func, ast.Name):
         return None
@@ -168,11 +170,12 @@ def _output(function: Function, statements: list[ast.stmt], logits: str) -> Any:
 
 
 def _makes_output(function: Function, call: ast.Call) -> bool:
-    """Whether what makes the output is a class of the module's, as transformers has them."""
-    name = call.func.id  # type: ignore[attr-defined]
-    kind = function.value.__globals__.get(name)
-    fields = getattr(kind, "__dataclass_fields__", {})
-    return isinstance(kind, type) and "logits" in fields and not function.stores(name)
+    """Whether what makes the output is a class of outputs, by its name in the module."""
+    assert isinstance(call.func, ast.Name)
+    name = call.func.id
+    cls = function.value.__globals__.get(name)
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return isinstance(cls, type) and "logits" in fields and not function.stores(name)
 
 
 register(

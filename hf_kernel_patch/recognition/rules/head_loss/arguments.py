@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+#: What a user gives a loss, which may be anything.
+Argument = Any
 
 #: The loss's first parameters, by which it may be called.
 NAMES = ("logits", "labels", "vocab_size", "num_items_in_batch", "ignore_index", "shift_labels")
-#: Those that it has given already where it calls ``fixed_cross_entropy`` with all others.
+#: Those of ``fixed_cross_entropy`` that the loss gives itself, besides all others that it is given.
 _TAKEN = {"source", "target"}
 
 
-def given_to_loss(args: Any, kwargs: Any, aligned: bool) -> tuple[dict[str, Any], str | None]:
-    """A loss's arguments by name, and why the original has to judge, and perhaps refuse, them.
+def given_to_loss(
+    args: Sequence[Argument], kwargs: Mapping[str, Argument], aligned: bool
+) -> tuple[dict[str, Argument], str | None]:
+    """A loss's arguments by name, and why the original has to run, or None.
 
-    ``aligned`` says that it scores each position against its own label: those are then
-    ``shift_labels``, and it knows of no others.
+    ``aligned`` says that the loss scores each position against its own label and has no parameter
+    ``shift_labels``; the labels stand under that name then, as the op takes them.
     """
     names = NAMES[:-1] if aligned else NAMES
     given = {**dict(zip(names, args)), **kwargs}
@@ -23,19 +29,19 @@ def given_to_loss(args: Any, kwargs: Any, aligned: bool) -> tuple[dict[str, Any]
         return given, "an argument that the loss does not take"
     if aligned:
         given["shift_labels"] = given["labels"]
-    return given, _why_not(given)
+    return given, _fallback(given)
 
 
-def _why_not(given: dict[str, Any]) -> str | None:
+def _fallback(given: Mapping[str, Argument]) -> str | None:
     if type(given.get("ignore_index", -100)) is not int:
         return "an ignore_index that is no int"
     shifted = given.get("shift_labels")
-    return _why_not_labels(given["labels"] if shifted is None else shifted, shifted) or (
-        _why_not_items(given.get("num_items_in_batch"))
+    return _labels_fallback(given["labels"] if shifted is None else shifted, shifted) or (
+        _items_fallback(given.get("num_items_in_batch"))
     )
 
 
-def _why_not_labels(scored: Any, shifted: Any) -> str | None:
+def _labels_fallback(scored: Argument, shifted: Argument) -> str | None:
     import torch
 
     if not isinstance(scored, torch.Tensor):
@@ -47,7 +53,7 @@ def _why_not_labels(scored: Any, shifted: Any) -> str | None:
     return None
 
 
-def _why_not_items(items: Any) -> str | None:
+def _items_fallback(items: Argument) -> str | None:
     import torch
 
     if items is None or isinstance(items, float):

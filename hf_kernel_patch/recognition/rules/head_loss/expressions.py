@@ -5,18 +5,29 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from types import EllipsisType
-from typing import Any
+from typing import TypeGuard
 
 from hf_kernel_patch.recognition.function import Function, changes
 
-#: What may be asked of logits that wait.
+#: Attributes that logits have before they are computed.
 META = ("device", "dtype", "ndim", "shape")
-#: Methods that give a tensor anew and leave it as it is.
-_METHODS = (
-    *("clone", "contiguous", "dim", "flatten", "float", "long", "reshape", "size", "to", "view"),
-    *("get_decoder", "get_text_config"),
+#: Methods that leave a tensor as it is.
+_OF_TENSORS = (
+    "clone",
+    "contiguous",
+    "dim",
+    "flatten",
+    "float",
+    "long",
+    "reshape",
+    "size",
+    "to",
+    "view",
 )
-#: Builtin functions that only look.
+#: Methods of a model or a config that change nothing.
+_OF_MODELS = "get_decoder", "get_text_config"
+_METHODS = (*_OF_TENSORS, *_OF_MODELS)
+#: Builtin functions that change nothing.
 _BUILTINS = ("getattr", "hasattr", "isinstance", "len")
 
 
@@ -33,11 +44,11 @@ def chain(
         return value, []
     match value:
         case ast.Call(
-            func=ast.Attribute(value=inner, attr="float" | "contiguous" | "tanh" as kind),
+            func=ast.Attribute(value=inner, attr="float" | "contiguous" | "tanh" as method),
             args=[],
             keywords=[],
         ):
-            step = f'("{kind}",)'
+            step = f'("{method}",)'
         case ast.Call(func=ast.Attribute(value=inner, attr="to"), args=[dtype], keywords=[]) if (
             _found(function, dtype) is torch.float32
         ):
@@ -76,29 +87,29 @@ def _is_tanh(function: Function, called: ast.expr) -> bool:
     return _found(function, called) in (torch.tanh, torch.nn.functional.tanh)
 
 
-def _found(function: Function, node: ast.expr) -> Any:
+def _found(function: Function, node: ast.expr) -> object:
     """What a name with dots means in a function's module; None for anything of the function."""
-    path = []
+    path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.append(node.attr)
         node = node.value
     if not isinstance(node, ast.Name) or function.stores(node.id):
         return None
-    found = function.value.__globals__.get(node.id)
+    found: object = function.value.__globals__.get(node.id)
     for name in reversed(path):
         found = getattr(found, name, None)
     return found
 
 
-_READING = (
-    *(ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp),
-    *(ast.expr_context, ast.operator, ast.unaryop),
-)
+_VALUES = ast.Name, ast.Attribute, ast.Constant, ast.BinOp, ast.UnaryOp
+#: Nodes of the tree that are parts of those values, and no values themselves.
+_MARKS = ast.expr_context, ast.operator, ast.unaryop
+_READING = (*_VALUES, *_MARKS)
 
 
 def _reads(node: ast.expr) -> bool:
     """Whether an expression is made of names, attributes, numbers and arithmetic alone."""
-    return all(isinstance(one, _READING) for one in ast.walk(node))
+    return all(isinstance(inner, _READING) for inner in ast.walk(node))
 
 
 def is_quiet(function: Function, node: ast.AST) -> bool:
@@ -107,10 +118,11 @@ def is_quiet(function: Function, node: ast.AST) -> bool:
     It may read what is there, ask a config, make a view or a copy of a tensor, or take something
     out of the function's own keyword arguments.
     """
-    return not any(_is_loud(function, one) for one in ast.walk(node))
+    return not any(_is_loud(function, inner) for inner in ast.walk(node))
 
 
 def _is_loud(function: Function, node: ast.AST) -> bool:
+    """Whether a node itself may change a tensor, whatever its parts do."""
     match node:
         case ast.Call(func=ast.Name(id=name)):
             return name not in _BUILTINS or bool(function.stores(name))
@@ -124,7 +136,7 @@ def _is_loud(function: Function, node: ast.AST) -> bool:
     return changes(node)
 
 
-def head_call(node: Any) -> bool:
+def head_call(node: ast.expr) -> bool:
     """Whether an expression calls an attribute of ``self``, or one of those in a list."""
     if not isinstance(node, ast.Call):
         return False
@@ -138,28 +150,28 @@ def head_call(node: Any) -> bool:
     return False
 
 
-def is_name(node: Any, name: str) -> bool:
+def is_name(node: ast.AST | None, name: str) -> TypeGuard[ast.Name]:
     """Whether an expression is this name."""
     return isinstance(node, ast.Name) and node.id == name
 
 
-def own_calls(function: Function, method: str) -> Iterator[Any]:
+def own_calls(function: Function, method: str) -> Iterator[ast.Call]:
     """Every call ``self.method(...)`` in a function."""
     for node in ast.walk(function.node):
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)) as call:
                 if name == method:
-                    yield node
+                    yield call
 
 
-def argument(call: ast.Call, place: int, name: str) -> ast.expr | None:
-    """What a call gives for a parameter, by its place or by its name."""
-    if len(call.args) > place:
-        return call.args[place]
-    return next((one.value for one in call.keywords if one.arg == name), None)
+def argument(call: ast.Call, index: int, name: str) -> ast.expr | None:
+    """What a call gives for a parameter, by position or by name."""
+    if len(call.args) > index:
+        return call.args[index]
+    return next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
 
 
 def parameters(function: Function) -> set[str]:
     """The names of a function's parameters."""
     given = function.node.args
-    return {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+    return {parameter.arg for parameter in (*given.posonlyargs, *given.args, *given.kwonlyargs)}

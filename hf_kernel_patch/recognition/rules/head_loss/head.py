@@ -1,11 +1,18 @@
-"""The head of a language model: when nobody else has a say in what it computes, and its logits."""
+"""When a head is a plain linear layer, and a loss one of transformers whose code is known."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.modules import touched
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_LossFunction = Callable[..., "torch.Tensor"]
 
 LOSS = """
 def ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100,
@@ -44,7 +51,7 @@ def fixed_cross_entropy(source, target, num_items_in_batch=None, ignore_index=-1
 """
 
 
-def why_not_head(head: Any, vocabulary: int | None) -> str | None:
+def why_not_head(head: nn.Module, vocabulary: int | None) -> str | None:
     """Why this head is not a plain product with a weight of its own, (vocabulary, hidden)."""
     from torch import nn
 
@@ -67,19 +74,19 @@ def why_not_head(head: Any, vocabulary: int | None) -> str | None:
 
 
 class Loss:
-    """The loss functions of transformers as they are now, and whether their code is known."""
+    """The loss functions of transformers as they were when this was made: is their code known?"""
 
     def __init__(self) -> None:
         from transformers.loss import loss_utils
 
-        self._module: Any = loss_utils
+        self._module = loss_utils
         self._inner = loss_utils.fixed_cross_entropy
         self._shifting, self._aligned = loss_utils.ForCausalLMLoss, loss_utils.ForMaskedLMLoss
         known = (self._shifting, LOSS), (self._aligned, MASKED)
-        self._unknown = {id(one): _why_other(one, source) for one, source in known}
+        self._unknown = {id(loss): _why_other(loss, source) for loss, source in known}
         self._other_inner = _why_other(self._inner, FIXED)
 
-    def why_not(self, function: Any) -> str | None:
+    def why_not(self, function: _LossFunction) -> str | None:
         """Why a model's loss function is another one."""
         from torch.nn import functional
 
@@ -96,13 +103,13 @@ class Loss:
             return "cross_entropy is wrapped"
         return None
 
-    def is_aligned(self, function: Any) -> bool:
+    def is_aligned(self, function: _LossFunction) -> bool:
         """Whether a loss function scores each position against its own label."""
         return function is self._aligned
 
 
-def _why_other(function: Any, source: str) -> str | None:
-    code: Any = innermost(function)
+def _why_other(function: _LossFunction, source: str) -> str | None:
+    code = innermost(function)
     if fingerprint(code) == canonical(source):
         return None
     return f"{code.__qualname__} of {code.__module__} is other code"

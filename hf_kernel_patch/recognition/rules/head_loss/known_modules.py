@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.modules import compiling, touched
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_kernel_patch.recognition.rules.head_loss.steps import Step
 
 CAP = """
 def forward(self, hidden_states):
@@ -19,28 +24,28 @@ def forward(self, hidden_states):
 """
 
 
-def plain_steps(step: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
-    """A step as the op may know it: that of a module which caps the logits in its three parts."""
+def plain_steps(step: Step) -> tuple[Step, ...]:
+    """A step as steps that the op may know: a module that caps the logits does three of them."""
     if step[0] != "module" or not _runs(step[1], CAP):
         return (step,)
     cap = step[1].softcap
     return ("/", cap), ("tanh",), ("*", cap)
 
 
-def plain_head(head: Any) -> Any:
-    """The linear layer that a head does no more than call, or the head."""
+def plain_head(head: nn.Module) -> nn.Module:
+    """The linear layer of a head that only calls it, or the head itself."""
     return head.out_proj if _runs(head, PROJECTION) else head
 
 
-#: (a class's forward, source) -> whether it is that code, as far as it was asked for.
-_known: dict[tuple[Any, str], bool] = {}
+#: (a class's forward, source) -> whether it is that code; filled as it is asked.
+_known: dict[tuple[object, str], bool] = {}
 
 
-def _runs(module: Any, source: str) -> bool:
+def _runs(module: nn.Module, source: str) -> bool:
     """Whether calling a module runs this code, and no more."""
     key = getattr(type(module), "forward", None), source
     if key not in _known:
-        if compiling():  # when a dictionary that grows would be one of its guards
+        if compiling():  # a dictionary that grows would be a guard of the compiled graph
             return False
         function = innermost(key[0])
         plain = inspect.isfunction(function)

@@ -3,87 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.recognition.rules.head_loss.head import why_not_head
 from hf_kernel_patch.recognition.rules.head_loss.stand_in import Pending, deferred_tensor
+from hf_kernel_patch.recognition.rules.head_loss.steps import Steps, apply_all, is_known
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
-
-#: What is done to the logits between head and loss, in this order, as ``step`` does each.
-Between = tuple[tuple[Any, ...], ...]
-
-
-def step(logits: Any, kind: str, by: Any = None) -> Any:
-    """Logits divided or multiplied ("/", "*"), capped, upcast, or as a module gives them.
-
-    "first" are those of the first tokens of the vocabulary.
-    """
     import torch
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
-    match kind:
-        case "/":
-            return logits / by
-        case "*":
-            return logits * by
-        case "tanh":
-            return torch.tanh(logits)
-        case "float":
-            return logits.float()
-        case "contiguous":
-            return logits.contiguous()
-        case "first":
-            return logits[..., :by]
-    return by(logits)
-
-
-def between_applied(between: Between, logits: Any) -> Any:
-    """The logits after these steps."""
-    for one in between:
-        logits = step(logits, *one)
-    return logits
-
-
-def is_known(kind: str, by: Any = None) -> bool:
-    """Whether the op may know such a step."""
-    match kind:
-        case "/" | "*":
-            return type(by) in (int, float) and bool(by)
-        case "first":
-            return type(by) is int and by > 0
-    return kind != "module"
-
-
-def scale_and_cap(between: Between) -> tuple[float, float | None] | None:
-    """The factor of the logits and the cap of their size, as the op takes them.
-
-    ("/", c), ("tanh",), ("*", c) are a cap, after which no other factor may come; None for steps
-    that the op does not have.
-    """
-    steps = [one for one in between if one[0] not in ("float", "contiguous", "first")]
-    cap = None
-    if ("tanh",) in steps:
-        if len(steps) < 3 or steps[-2] != ("tanh",) or steps[-3][0] != "/":
-            return None
-        if steps[-1] != ("*", cap := steps[-3][1]):
-            return None
-        del steps[-3:]
-    scale = 1.0
-    for kind, *by in steps:
-        if not by:  # capped twice
-            return None
-        scale = scale / by[0] if kind == "/" else scale * by[0]
-    return scale, cap if cap is None else float(cap)
+    from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
 
 
 class OptimizerSteps:
-    """How many steps optimizers took: a fused one leaves no trace on the weights it changes."""
+    """How many steps optimizers took.
+
+    A fused optimizer changes weights without changing their version counter.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self._hook: Any = None
+        self._hook: RemovableHandle | None = None
 
     def watch(self) -> None:
         """Begin to count."""
@@ -98,7 +41,7 @@ class OptimizerSteps:
             self._hook.remove()
             self._hook = None
 
-    def _stepped(self, *_: Any) -> None:
+    def _stepped(self, *_: object) -> None:
         self.count += 1
 
 
@@ -107,46 +50,47 @@ class Logits(Pending):
 
     metrics: Metrics | None = None
 
-    def __init__(self, head: Any, hidden: Any, steps: OptimizerSteps):
+    def __init__(self, head: nn.Module, hidden: torch.Tensor, optimizer_steps: OptimizerSteps):
         import torch
 
         super().__init__()
-        kind = hidden.device.type
-        self.head, self.hidden, self._steps = head, hidden, steps
-        self.between: Between = ()
-        #: Of how many tokens of the vocabulary they are, the first ones; None for all.
+        device = hidden.device.type
+        self.head, self.hidden, self._optimizer_steps = head, hidden, optimizer_steps
+        #: What is done to them between head and loss.
+        self.steps: Steps = ()
+        #: How many tokens of the vocabulary they are for, counted from the first; None for all.
         self.tokens: int | None = None
         #: The logits, where they were needed in the forward.
-        self.computed: Any = None
-        self.casts = torch.is_autocast_enabled(kind)
-        self._cast = torch.get_autocast_dtype(kind)
+        self.computed: torch.Tensor | None = None
+        self.casts = torch.is_autocast_enabled(device)
+        self._cast = torch.get_autocast_dtype(device)
         self._dtype = self._cast if self.casts else hidden.dtype
-        self._records, self._infers = torch.is_grad_enabled(), False
-        self._stamp: tuple[Any, ...] = ()
-        if not torch.compiler.is_compiling():  # which can't ask, or would compile anew for each
-            self._infers = torch.is_inference_mode_enabled()
+        self._grad_enabled, self._inference_mode = torch.is_grad_enabled(), False
+        #: What tells whether weights or hidden states have changed since the forward.
+        self._stamp: tuple[object, ...] = ()
+        if not torch.compiler.is_compiling():  # torch.compile cannot trace the question
+            self._inference_mode = torch.is_inference_mode_enabled()
 
-    def then(self, steps: Between) -> Logits:
-        """These logits after some more steps; computed, where the op cannot know one of them."""
+    def then(self, steps: Steps) -> Logits:
+        """These logits after more steps; computed now where the op does not know all of them."""
         import torch
 
-        if self.computed is not None or not all(is_known(*one) for one in steps):
-            self.computed = between_applied(steps, self.of_the_head())
-        for kind, *by in steps:
-            if kind == "float":
+        if self.computed is not None or not all(is_known(*step) for step in steps):
+            self.computed = apply_all(steps, self.of_the_head())
+        for name, *by in steps:
+            if name == "float":
                 self._dtype = torch.float32
-            elif kind == "first" and self.computed is None:
+            elif name == "first" and self.computed is None:
                 self.tokens = by[0] if self.tokens is None else min(by[0], self.tokens)
-        self.between = (*self.between, *steps)
+        self.steps = (*self.steps, *steps)
         return self
 
-    # What a model may ask of its logits before the loss. If the head is no plain one, only the
-    # logits themselves tell.
+    # What a model may ask of its logits before the loss.
     @property
-    def shape(self) -> Any:
+    def shape(self) -> torch.Size:
         import torch
 
-        self._tell()
+        self._compute_unless_plain()
         if self.computed is not None:
             return self.computed.shape
         weight = self.weight_and_bias(self.head.weight, None)[0]
@@ -157,37 +101,40 @@ class Logits(Pending):
         return len(self.shape)
 
     @property
-    def device(self) -> Any:
-        self._tell()
+    def device(self) -> torch.device:
+        self._compute_unless_plain()
         return self.hidden.device if self.computed is None else self.computed.device
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> torch.dtype:
         return self._dtype if self.computed is None else self.computed.dtype
 
-    def _tell(self) -> None:
+    def _compute_unless_plain(self) -> None:
+        """Compute them if the head is no plain linear layer, whose shapes would say enough."""
         if why_not_head(self.head, getattr(self.head, "out_features", None)) is not None:
             self.of_the_head()
 
-    def rows(self, vocabulary: Any) -> Any:
-        """How many the head's weight has to have, for logits of a vocabulary."""
+    def tokens_of_head(self, vocabulary: int | None) -> int | None:
+        """How many tokens the head's weight has to be for, for a loss over this vocabulary."""
         every = getattr(self.head, "out_features", 0)
         fewer = self.tokens is not None and vocabulary == self.tokens < every
         return every if fewer or self.computed is not None else vocabulary
 
-    def weight_and_bias(self, weight: Any, bias: Any) -> tuple[Any, Any]:
-        """The head's, of those tokens of the vocabulary that have logits."""
+    def weight_and_bias(
+        self, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The head's weight and bias, cut to the tokens that have logits."""
         if self.tokens is None:
             return weight, bias
         return weight[: self.tokens], bias if bias is None else bias[: self.tokens]
 
-    def of_the_head(self) -> Any:
+    def of_the_head(self) -> torch.Tensor:
         """The logits, computed now as the original does: by the head, and the steps after it."""
         if self.computed is None:
-            self.computed = between_applied(self.between, self.head(self.hidden))
+            self.computed = apply_all(self.steps, self.head(self.hidden))
         return self.computed
 
-    def make(self) -> Any:
+    def make(self) -> torch.Tensor:
         import torch
 
         weight, bias = self.weight, self.bias
@@ -202,65 +149,69 @@ class Logits(Pending):
             )
         if not _has_memory(weight):
             weight, bias = gathered(self.head.weight), gathered(self.head.bias)
-        with torch.inference_mode(self._infers), torch.set_grad_enabled(self._records):
+        with torch.inference_mode(self._inference_mode), torch.set_grad_enabled(self._grad_enabled):
             return self._of(weight, bias)
 
     def _changed(self) -> str:
-        """What is not as it was, "weights" or "hidden states", as far as can be told; or ""."""
+        """What has changed, "weights" or "hidden states", as far as it can be seen; or ""."""
         count, hidden, *seen = self._stamp
         if hidden != _version(self.hidden):
             return "hidden states"
         other = _has_memory(self.weight) and list(_stamp_of(self.weight)) != seen
-        return "weights" if other or count != self._steps.count else ""
+        return "weights" if other or count != self._optimizer_steps.count else ""
 
-    def _of(self, weight: Any, bias: Any) -> Any:
+    def _of(self, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         import torch
         from torch.nn import functional
 
-        kind = self.hidden.dtype
+        dtype = self.hidden.dtype
         with torch.autocast(self.hidden.device.type, self._cast, enabled=self.casts):
-            bias = None if bias is None else bias.to(kind)
-            logits = functional.linear(self.hidden, weight.to(kind), bias)
-            return between_applied(self.between, logits)
+            bias = None if bias is None else bias.to(dtype)
+            logits = functional.linear(self.hidden, weight.to(dtype), bias)
+            return apply_all(self.steps, logits)
 
-    def stand_in(self) -> Any:
+    def stand_in(self) -> torch.Tensor | Logits:
         """A tensor in place of them; while torch.compile is tracing, this object."""
         import torch
 
         self.weight, self.bias = self.head.weight, self.head.bias
         if not torch.compiler.is_compiling():
-            self._steps.watch()
-            self._stamp = self._steps.count, _version(self.hidden), *_stamp_of(self.weight)
-            of = (self.hidden, self.weight, self.bias)
-            self.requires_grad = self._records and any(
-                one.requires_grad for one in of if one is not None
+            self._optimizer_steps.watch()
+            self._stamp = (
+                self._optimizer_steps.count,
+                _version(self.hidden),
+                *_stamp_of(self.weight),
+            )
+            inputs = self.hidden, self.weight, self.bias
+            self.requires_grad = self._grad_enabled and any(
+                tensor.requires_grad for tensor in inputs if tensor is not None
             )
         if torch.compiler.is_compiling():
             return self
         return deferred_tensor()(self, self.shape, self.dtype, self.hidden.device)
 
 
-def _version(tensor: Any) -> int:
-    """How often it was written into; tensors of the inference mode do not count."""
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written into; 0 for one of the inference mode, which has no count."""
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
-def _stamp_of(weight: Any) -> tuple[Any, ...]:
-    """What differs where a weight has changed, but for a fused optimizer's step."""
+def _stamp_of(weight: torch.Tensor) -> tuple[object, ...]:
+    """What differs after a weight has changed, except by a fused optimizer."""
     return _version(weight), weight.data_ptr(), weight.dtype
 
 
-def _has_memory(weight: Any) -> bool:
-    """Whether it is still there: FSDP2 takes the memory back of a weight that it has gathered."""
+def _has_memory(weight: torch.Tensor) -> bool:
+    """Whether a weight still has memory: FSDP2 frees that of a weight which it has gathered."""
     return bool(weight.untyped_storage().size())
 
 
-def gathered(parameter: Any) -> Any:
-    """A parameter that FSDP2 has sharded in one piece, as every rank has to ask for at once.
+def gathered(parameter: nn.Parameter | None) -> torch.Tensor | None:
+    """The whole of a parameter that FSDP2 has sharded; every rank has to call this at once.
 
-    Its gradient is the mean over the ranks, as that of the weight which FSDP2 gathers.
+    Its gradient is the mean over the ranks, as FSDP2 computes it. Others are returned as they are.
     """
-    if not hasattr(parameter, "full_tensor"):
+    if parameter is None or not hasattr(parameter, "full_tensor"):
         return parameter
     from torch.distributed.tensor import Partial
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.modules import compiling
 from hf_kernel_patch.recognition.outcome import fallback
-from hf_kernel_patch.recognition.rules.head_loss.arguments import given_to_loss
+from hf_kernel_patch.recognition.rules.head_loss.arguments import Argument, given_to_loss
 from hf_kernel_patch.recognition.rules.head_loss.head import Loss, why_not_head
 from hf_kernel_patch.recognition.rules.head_loss.known_modules import plain_head, plain_steps
 from hf_kernel_patch.recognition.rules.head_loss.lazy import lazy_output, measured_output
-from hf_kernel_patch.recognition.rules.head_loss.logits import (
-    Logits,
-    OptimizerSteps,
-    scale_and_cap,
-)
+from hf_kernel_patch.recognition.rules.head_loss.logits import Logits, OptimizerSteps
+from hf_kernel_patch.recognition.rules.head_loss.steps import Step, scale_and_cap
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers.utils import ModelOutput
+
     from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
 
+_LossFunction = Callable[..., "torch.Tensor"]
+_Output = type["ModelOutput"]
+_Arguments = tuple[Argument, ...]
+_Named = dict[str, Argument]
 #: Arguments of the loss that the op takes as they are.
 _LOSS_OPTIONS = ("num_items_in_batch", "ignore_index")
 #: The kernel's options that its function takes.
 _OPTIONS = ("exact", "memory_mib", "metrics", "z_loss")
-#: Those that the original of transformers knows nothing of.
-_BESIDES = {"metrics", "z_loss"}
+#: Those that the original does not have, and that are computed here on a fallback.
+_ADDED = {"metrics", "z_loss"}
 
 
 def serve(site: Site) -> Any:
@@ -38,62 +44,66 @@ class _Serving:
     """Head, loss and output of one site."""
 
     def __init__(self, site: Site):
-        self.site, self.steps, self.known_loss = site, OptimizerSteps(), Loss()
+        self.site, self.optimizer_steps, self.known_loss = site, OptimizerSteps(), Loss()
         self.asked = {name: site.options[name] for name in _OPTIONS if site.options.get(name)}
-        self.asks_more = bool(_BESIDES & self.asked.keys())
-        site.on_release = self.steps.stop
-        # Made ahead for torch.compile, which cannot make classes.
-        self.outputs = [(kind, *self._made_of(kind)) for kind in _outputs(site.original)]
+        self.adds_to_loss = bool(_ADDED & self.asked.keys())
+        site.on_release = self.optimizer_steps.stop
+        # Made before torch.compile traces, which cannot make classes.
+        self.outputs = [(cls, *self._subclasses(cls)) for cls in _outputs(site.original)]
 
-    def head(self, model: Any, head: Any, hidden: Any, labels: Any) -> Any:
+    def head(
+        self, model: nn.Module, head: nn.Module, hidden: torch.Tensor, labels: Argument
+    ) -> torch.Tensor | Logits:
         """The logits, or ``Logits`` that wait, for a call with labels while the model trains."""
         if not self.site.in_force(model):
             return head(hidden)
-        why_not = _why_not(model, labels)
-        if why_not is not None:
-            self.site.count(fallback(why_not), model)
+        reason = _why_fallback(model, labels)
+        if reason is not None:
+            self.site.count(fallback(reason), model)
             return head(hidden)
-        return Logits(plain_head(head), hidden, self.steps)
+        return Logits(plain_head(head), hidden, self.optimizer_steps)
 
-    def waits(self, logits: Any) -> bool:
-        """Whether the logits wait, so that the steps between head and loss are their affair."""
+    def waits(self, logits: torch.Tensor | Logits) -> bool:
+        """Whether the logits are not computed yet, so that steps between are only noted."""
         return isinstance(logits, Logits)
 
-    def step(self, logits: Logits, *steps: Any) -> Logits:
+    def step(self, logits: Logits, *steps: Step) -> Logits:
         """Logits that wait, after these steps."""
-        return logits.then(tuple(one for each in steps for one in plain_steps(each)))
+        return logits.then(tuple(plain for step in steps for plain in plain_steps(step)))
 
-    def now(self, logits: Any) -> Any:
+    def now(self, logits: torch.Tensor | Logits) -> torch.Tensor:
         """The logits themselves, for code that uses them."""
         return logits.of_the_head() if isinstance(logits, Logits) else logits
 
-    def loss(self, model: Any, function: Any) -> Any:
-        """The model's loss function; its result is the op's where that may serve."""
+    def loss(self, model: nn.Module, function: _LossFunction) -> _Call:
+        """What the model calls as its loss function: the op, or on a fallback the function."""
         return _Call(self._loss, model, function)
 
-    def _loss(self, model: Any, function: Any, args: Any, kwargs: Any) -> Any:
+    def _loss(
+        self, model: nn.Module, function: _LossFunction, args: _Arguments, kwargs: _Named
+    ) -> torch.Tensor:
         logits = args[0] if args else kwargs["logits"]
         if not isinstance(logits, Logits):
             return function(*args, **kwargs)
         head, hidden = logits.head, logits.hidden
-        given, why_not = given_to_loss(args, kwargs, self.known_loss.is_aligned(function))
-        steps = scale_and_cap(logits.between) if logits.computed is None else None
-        why_not = (
-            why_not_head(head, logits.rows(given.get("vocab_size")))
+        given, fallback = given_to_loss(args, kwargs, self.known_loss.is_aligned(function))
+        steps = scale_and_cap(logits.steps) if logits.computed is None else None
+        fallback = (
+            why_not_head(head, logits.tokens_of_head(given.get("vocab_size")))
             or (None if steps else "logits changed in a way that the op does not know")
             or self.known_loss.why_not(function)
-            or why_not
+            or fallback
         )
-        arguments: tuple[Any, ...] = ()
-        if why_not is None:
+        arguments: tuple[torch.Tensor, ...] = ()
+        if fallback is None:
             shifted = given.get("shift_labels")
             scored = (given["labels"] if shifted is None else shifted).to(hidden.device)
             if hidden.shape[:-1].numel() != scored.numel():
-                why_not = "labels of another length"
+                fallback = "labels of another length"
             weight, bias = logits.weight_and_bias(head.weight, head.bias)
             arguments = hidden, weight, scored, *(() if bias is None else (bias,))
-        if self.site.declines(*arguments, unless=why_not, module=model):
-            return self._by_the_original(logits, function, given, args, kwargs)
+        if self.site.declines(*arguments, unless=fallback, module=model):
+            return self._fall_back(logits, function, given, args, kwargs)
         scale, softcap = steps  # type: ignore[misc]
         loss = self.site.op(
             hidden,
@@ -110,30 +120,38 @@ class _Serving:
             loss, logits.metrics = loss
         return loss
 
-    def _by_the_original(
-        self, logits: Logits, function: Any, given: dict[str, Any], args: Any, kwargs: Any
-    ) -> Any:
+    def _fall_back(
+        self,
+        logits: Logits,
+        function: _LossFunction,
+        given: _Named,
+        args: _Arguments,
+        kwargs: _Named,
+    ) -> torch.Tensor:
+        """The original's loss, of logits that are computed now."""
         computed = logits.of_the_head()
         if args:
             args = computed, *args[1:]
         else:
             kwargs = {**kwargs, "logits": computed}
         loss = function(*args, **kwargs)
-        if self.asks_more:
-            loss, logits.metrics = _besides(self.asked, given, loss, computed)
+        if self.adds_to_loss:
+            loss, logits.metrics = _added(self.asked, given, loss, computed)
         return loss
 
-    def output(self, model: Any, kind: Any) -> Any:
-        """The class of the output, whose logits may be computed when they are first read."""
-        return _Call(self._output, model, kind)
+    def output(self, model: nn.Module, cls: _Output) -> _Call:
+        """What the model calls as the class of its output; the logits may wait in what it makes."""
+        return _Call(self._output, model, cls)
 
-    def _output(self, model: Any, kind: Any, args: Any, fields: dict[str, Any]) -> Any:
+    def _output(
+        self, model: nn.Module, cls: _Output, args: _Arguments, fields: _Named
+    ) -> ModelOutput:
         logits = fields["logits"]
         if not self.site.in_force(model):
             if isinstance(logits, Logits):
                 fields["logits"] = logits.of_the_head()
-            return kind(**fields)
-        plain, lazy, traced = self._kinds(kind)
+            return cls(**fields)
+        plain, lazy, traced = self._classes_for(cls)
         if not isinstance(logits, Logits):
             return plain(**fields)
         if logits.metrics is not None:
@@ -141,47 +159,56 @@ class _Serving:
         if self.site.options.get("return_logits") or logits.computed is not None:
             fields["logits"] = logits.of_the_head()
             return plain(**fields)
-        fields["logits"] = True  # holds their place: an output reads its fields as it is made
+        fields["logits"] = True  # not the stand-in: an output reads its fields as it is made
         made = (traced if compiling() else lazy)(**fields)
         made.logits = logits.stand_in()
         return made
 
-    def _kinds(self, kind: Any) -> tuple[Any, Any, Any]:
-        """The class of an output with its logits, and those whose logits wait."""
+    def _classes_for(self, cls: _Output) -> tuple[_Output, _Output, _Output]:
+        """As ``_subclasses``, which were made before for the outputs that the forward names."""
         for known, *made in self.outputs:
-            if known is kind:
+            if known is cls:
                 return made[0], made[1], made[2]
-        return self._made_of(kind)
+        return self._subclasses(cls)
 
-    def _made_of(self, kind: Any) -> tuple[Any, Any, Any]:
-        plain = measured_output(kind) if self.asked.get("metrics") else kind
-        return plain, lazy_output(plain), lazy_output(plain, traced=True)
+    def _subclasses(self, cls: _Output) -> tuple[_Output, _Output, _Output]:
+        """The class for an output with its logits, the one whose logits wait, and that to trace."""
+        # mypy takes a class whose type it does not know for one that cannot be hashed.
+        plain = measured_output(cls) if self.asked.get("metrics") else cls  # type: ignore[arg-type]
+        lazy, traced = lazy_output(plain), lazy_output(plain, traced=True)  # type: ignore[arg-type]
+        return plain, lazy, traced
 
 
-def _outputs(forward: Any) -> list[Any]:
+def _outputs(forward: Callable[..., object]) -> list[_Output]:
     """The classes of outputs with logits that a forward names."""
-    function: Any = innermost(forward)
-    named = [function.__globals__.get(name) for name in function.__code__.co_names]
-    return [one for one in named if "logits" in getattr(one, "__dataclass_fields__", ())]
+    function = innermost(forward)
+    scope = function.__globals__
+    named = [scope[name] for name in function.__code__.co_names if name in scope]
+    return [value for value in named if "logits" in getattr(value, "__dataclass_fields__", ())]
 
 
 class _Call:
-    """A function or a class as a model calls it here; errors name it as they name the original."""
+    """What a model calls in place of a function or a class: ``run``, under the original's name.
 
-    def __init__(self, run: Any, model: Any, function: Any):
+    Errors that Python raises about the call name the original then.
+    """
+
+    def __init__(
+        self, run: Callable[..., object], model: nn.Module, function: Callable[..., object]
+    ):
         self._run, self._model, self._function = run, model, function
         if not compiling() and (name := getattr(function, "__qualname__", None)) is not None:
             self.__qualname__, self.__module__ = name, function.__module__
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Argument, **kwargs: Argument) -> object:
         return self._run(self._model, self._function, args, kwargs)
 
     def __str__(self) -> str:
         return str(self._function)
 
 
-def _why_not(model: Any, labels: Any) -> str | None:
-    """Why this call wants its logits, or no loss."""
+def _why_fallback(model: nn.Module, labels: Argument) -> str | None:
+    """Why this call needs its logits or has no loss, or None."""
     if labels is None:
         return "no labels: there is no loss"
     if not model.training:
@@ -189,9 +216,9 @@ def _why_not(model: Any, labels: Any) -> str | None:
     return None
 
 
-def _besides(
-    asked: dict[str, Any], given: dict[str, Any], loss: Any, logits: Any
-) -> tuple[Any, Metrics | None]:
+def _added(
+    asked: dict[str, object], given: _Named, loss: torch.Tensor, logits: torch.Tensor
+) -> tuple[torch.Tensor, Metrics | None]:
     """The loss with z-loss, and the metrics, as far as they were asked for, from the logits."""
     from hf_kernel_patch.ops.linear_cross_entropy import reference
 

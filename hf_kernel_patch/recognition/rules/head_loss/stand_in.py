@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from hf_kernel_patch.recognition.modules import compiling
 from hf_kernel_patch.recognition.rules.head_loss.walkers import walked_over
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.hooks import RemovableHandle
+
+#: What a function of PyTorch is given or gives, which may be anything.
+Value = Any
+_Hook = Callable[["torch.Tensor"], "torch.Tensor | None"]
 
 
 class Pending:
@@ -18,24 +26,26 @@ class Pending:
     requires_grad = False
 
     def __init__(self) -> None:
-        self._value: Any = None
-        #: Those of its copies that are pending too and alive.
+        self._value: torch.Tensor | None = None
+        #: Its copies that are pending and alive.
         self.copies: Iterable[Pending] = ()
-        self._hooks: OrderedDict[int, Callable[[Any], Any]] = OrderedDict()
+        self._hooks: OrderedDict[int, _Hook] = OrderedDict()
 
-    def __call__(self) -> Any:
+    def __call__(self) -> torch.Tensor:
+        """The tensor."""
         if self._value is None:
             self._value = self.make()
             if not compiling():
-                self._follow()
+                self._follow(self._value)
         return self._value
 
-    def make(self) -> Any:
+    def make(self) -> torch.Tensor:
+        """Compute the tensor."""
         raise NotImplementedError
 
     @property
-    def dtype(self) -> Any:
-        """The tensor's."""
+    def dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
         raise NotImplementedError
 
     @property
@@ -43,14 +53,14 @@ class Pending:
         """Whether it has been computed."""
         return self._value is not None
 
-    def _follow(self) -> None:
-        """What was asked of the tensor before it was there."""
-        for copy in list(self.copies):  # before anybody writes into what they are copies of
+    def _follow(self, tensor: torch.Tensor) -> None:
+        """Do what was asked of the tensor before it was computed."""
+        for copy in list(self.copies):  # before other code writes into this tensor
             copy()
         if self._hooks:
-            self._value.register_hook(self._run_hooks)
+            tensor.register_hook(self._run_hooks)
 
-    def register_hook(self, hook: Callable[[Any], Any]) -> Any:
+    def register_hook(self, hook: _Hook) -> RemovableHandle:
         """As ``torch.Tensor.register_hook``, for the tensor that is to come."""
         from torch.utils.hooks import RemovableHandle
 
@@ -60,19 +70,19 @@ class Pending:
         self._hooks[handle.id] = hook
         return handle
 
-    def _run_hooks(self, grad: Any) -> Any:
+    def _run_hooks(self, grad: torch.Tensor) -> torch.Tensor:
         for hook in list(self._hooks.values()):
             changed = hook(grad)
             grad = grad if changed is None else changed
         return grad
 
-    # For code that torch.compile traces, which meets this object and no stand-in.
+    # Code that torch.compile traces uses this object itself, without a stand-in.
     def float(self) -> Pending:
         import torch
 
         return Applied(self, "float", torch.float32)
 
-    def to(self, dtype: Any) -> Pending:
+    def to(self, dtype: torch.dtype) -> Pending:
         return Applied(self, "to", dtype, dtype)
 
     def detach(self) -> Pending:
@@ -85,33 +95,33 @@ class Pending:
 class Applied(Pending):
     """What a method of another pending tensor gives."""
 
-    def __init__(self, of: Pending, method: str, dtype: Any, *arguments: Any):
+    def __init__(self, of: Pending, method: str, dtype: torch.dtype, *arguments: torch.dtype):
         import torch
 
         super().__init__()
         self.of, self.method, self._dtype, self.arguments = of, method, dtype, arguments
-        self._records = torch.is_grad_enabled()
-        self.requires_grad = self._records and method != "detach" and of.requires_grad
+        self._grad_enabled = torch.is_grad_enabled()
+        self.requires_grad = self._grad_enabled and method != "detach" and of.requires_grad
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> torch.dtype:
         return self._dtype
 
-    def make(self) -> Any:
+    def make(self) -> torch.Tensor:
         import torch
 
         of = self.of()
-        with torch.set_grad_enabled(self._records):
+        with torch.set_grad_enabled(self._grad_enabled):
             return getattr(of, self.method)(*self.arguments)
 
 
 @cache
-def deferred_tensor() -> Any:
+def deferred_tensor() -> type[torch.Tensor]:
     """The class of a stand-in for a tensor: Deferred(pending, shape, dtype, device).
 
     Frameworks walk over outputs to look at tensors, to cast, detach or clone them or to hook their
-    gradients, and these leave it a stand-in. Any other use of it by PyTorch is the use of the real
-    tensor. Only its type is not the real one's.
+    gradients. These uses do not compute the tensor: what they give is a stand-in, too. Any other
+    use by PyTorch computes the tensor and uses it. Only its type is not that of the tensor.
     """
     import torch
 
@@ -120,8 +130,8 @@ def deferred_tensor() -> Any:
     known = {getattr(tensor, name).__get__ for name in attributes.split()}
     known |= {tensor.size, tensor.dim, tensor.numel}
     known |= {tensor.is_floating_point, torch.is_floating_point}
-    #: What the stand-in itself does not know, and the pending tensor does.
-    told: dict[Any, Callable[..., Any]] = {
+    #: What the stand-in itself does not know: function -> how the pending tensor answers.
+    told: dict[Callable[..., Value], Callable[..., Value]] = {
         tensor.requires_grad.__get__: lambda pending: pending.requires_grad,
         tensor.is_leaf.__get__: lambda pending: not pending.requires_grad,
         tensor.grad_fn.__get__: _grad_fn,
@@ -132,18 +142,28 @@ def deferred_tensor() -> Any:
         pending: Pending
 
         @staticmethod
-        def __new__(cls: Any, pending: Any, shape: Any, dtype: Any, device: Any) -> Any:
+        def __new__(
+            cls: type[torch.Tensor],
+            pending: Pending,
+            shape: torch.Size,
+            dtype: torch.dtype,
+            device: torch.device,
+        ) -> torch.Tensor:
             made = tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
             made.pending = pending
             return made
 
-        def __init__(self, *_: Any):
+        def __init__(self, *_: object):
             pass
 
         @classmethod
         def __torch_function__(
-            cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+            cls,
+            function: Callable[..., Value],
+            types: Iterable[type],
+            args: tuple[Value, ...] = (),
+            kwargs: dict[str, Value] | None = None,
+        ) -> Value:
             from torch.utils._pytree import tree_map_only
 
             kwargs = kwargs or {}
@@ -154,17 +174,21 @@ def deferred_tensor() -> Any:
                     return function(*args, **kwargs)
                 if (later := _later(function, args, kwargs)) is not None:
                     return Deferred(later, args[0].shape, later.dtype, args[0].device)
-            args, kwargs = tree_map_only(Deferred, lambda one: one.pending(), (args, kwargs))
+            args, kwargs = tree_map_only(
+                Deferred, lambda deferred: deferred.pending(), (args, kwargs)
+            )
             return function(*args, **kwargs)
 
-        # For code that reaches PyTorch's operators past the function above.
+        # For code that calls PyTorch's operators without __torch_function__.
         __torch_dispatch__ = __torch_function__
 
-    def _later(function: Any, args: Any, kwargs: Any) -> Pending | None:
-        """The result of a function that can wait until it is used."""
+    def _later(
+        function: Callable[..., Value], args: tuple[Value, ...], kwargs: dict[str, Value]
+    ) -> Pending | None:
+        """The result of a function if it can be computed later, or None."""
         if kwargs or not args or not isinstance(args[0], Deferred):
             return None
-        of = args[0].pending
+        of: Pending = args[0].pending
         if of.made or torch.is_inference_mode_enabled():
             return None
         if len(args) == 1 and function is tensor.detach:
@@ -179,18 +203,19 @@ def deferred_tensor() -> Any:
 
 
 def _copy(of: Pending, copy: Pending) -> Pending:
+    """Note a copy, which is computed before anything can write into what it is a copy of."""
     if not of.copies:
         of.copies = WeakSet()
     of.copies.add(copy)  # type: ignore[attr-defined]
     return copy
 
 
-def _grad_fn(pending: Pending) -> Any:
-    """The real tensor's; those who only walk over outputs make do without."""
+def _grad_fn(pending: Pending) -> torch.autograd.graph.Node | None:
+    """The tensor's; None for frameworks that walk over outputs, so that they compute nothing."""
     return None if walked_over(3) or not pending.requires_grad else pending().grad_fn
 
 
-def real(value: Any) -> Any:
+def real(value: Value) -> Value:
     """The tensor that a value stands for; any other value as it is."""
     if isinstance(value, Pending):
         return value()

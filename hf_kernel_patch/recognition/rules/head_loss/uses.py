@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-from typing import Any
 
 from hf_kernel_patch.recognition.edits import Edit, Part, end, insert, replace, start
 from hf_kernel_patch.recognition.function import Function, changes
@@ -15,7 +14,7 @@ from hf_kernel_patch.recognition.rules.statements import assigned, target_of
 class Uses:
     """The uses of some logits between their head and the end of a function.
 
-    ``known`` holds the ids of those that are accounted for, ``edits`` what becomes of them.
+    ``known`` holds the ids of the names whose use the rule allows, ``edits`` how the text changes.
     """
 
     def __init__(self, function: Function, helper: str, logits: str, loss: ast.Call):
@@ -31,7 +30,8 @@ class Uses:
     def head(self, statement: ast.stmt, head: ast.Call, steps: list[str], labels: str) -> None:
         """The head's statement, and what it does to the logits at once."""
         self.known.add(id(target_of(statement)))
-        value: Any = statement.value  # type: ignore[attr-defined]
+        _, value = assigned(statement)
+        assert value is not None
         before, after = "", ""
         if steps:
             before, after = f"{self._steps(steps)} if {self.helper}.waits({self.logits} := ", ")"
@@ -44,11 +44,11 @@ class Uses:
         return f"{self.helper}.step({self.logits}, {', '.join(steps)})"
 
     def pass_over(self, statements: list[ast.stmt]) -> ast.AST | None:
-        """Statements before the loss: the first that logits which wait cannot pass, or None."""
+        """The first of the statements before the loss that needs the logits computed, or None."""
         for statement in statements:
             name, value = assigned(statement)
-            if name == self.logits:
-                step = chain(self.function, value, lambda one: is_name(one, self.logits))
+            if value is not None and name == self.logits:
+                step = chain(self.function, value, lambda node: is_name(node, self.logits))
                 if step is None:
                     return statement
                 self.known |= {id(step[0]), id(target_of(statement))}
@@ -65,45 +65,45 @@ class Uses:
         return None
 
     def towards_loss(self, statement: ast.stmt) -> ast.AST | None:
-        """The statement that holds the loss: what in it is in the way before the loss, or None."""
+        """What runs before the loss in its own statement and is not known to the rule, or None."""
         if isinstance(statement, ast.If):
             if not self._passes(statement.test):
                 return statement.test
             for block in (statement.body, statement.orelse):
-                for place, one in enumerate(block):
-                    if any(node is self.loss for node in ast.walk(one)):
-                        return self.pass_over(block[:place]) or self.towards_loss(one)
+                for index, inner in enumerate(block):
+                    if any(node is self.loss for node in ast.walk(inner)):
+                        return self.pass_over(block[:index]) or self.towards_loss(inner)
         if not isinstance(statement, (*_PLAIN, ast.AugAssign)):
             return statement
         for node in ast.walk(statement):
             if isinstance(node, _SCOPES):
                 return node
-            around = any(one is self.loss for one in ast.walk(node))
+            around = any(inner is self.loss for inner in ast.walk(node))
             before = isinstance(node, ast.Call) and not around and start(node) < end(self.loss)
             if before and not is_quiet(self.function, node):
                 return node
         first = self.loss.args[0] if self.loss.args else None
-        given = [one.value for one in self.loss.keywords if one.arg == "logits"]
-        self.known |= {id(one) for one in (first, *given) if is_name(one, self.logits)}
+        given = [keyword.value for keyword in self.loss.keywords if keyword.arg == "logits"]
+        self.known |= {id(value) for value in (first, *given) if is_name(value, self.logits)}
         self._note_meta(self.loss)
         return None
 
     def after_loss(self, rest: list[ast.stmt]) -> tuple[ast.AST, str] | None:
-        """What forbids to compute the logits after all that follows the loss, or None."""
-        place = end(self.loss)
+        """(where, why) the logits cannot be computed after all that follows the loss, or None."""
+        after = end(self.loss)
         everywhere = {id(node) for node in self.function.nodes}
         for node in ast.walk(self.function.node):
             if not is_name(node, self.logits) or id(node) in self.known or self._is_meta(node):
                 continue
-            fit = isinstance(node.ctx, ast.Load) and id(node) in everywhere  # type: ignore[attr-defined]
-            if not fit or start(node) < place or not self._apart(node):
+            fit = isinstance(node.ctx, ast.Load) and id(node) in everywhere
+            if not fit or start(node) < after or not self._apart(node):
                 return node, f"{self.logits} are used again"
             self.edits += [insert(start(node), f"{self.helper}.now("), insert(end(node), ")")]
-        for node in [one for statement in rest for one in ast.walk(statement)]:
+        for node in [inner for statement in rest for inner in ast.walk(statement)]:
             if isinstance(node, ast.AugAssign):
                 if not self._is_loss(node):
                     return node, "a value is changed before the output is made"
-            elif changes(node) and start(node) > place:
+            elif changes(node) and start(node) > after:
                 return node, "a value is changed before the output is made"
             elif isinstance(node, ast.Return) and node is not rest[-1] and not self._apart(node):
                 return node, "there is another return"
@@ -115,15 +115,17 @@ class Uses:
         self.edits += [insert(start(call.func), text), insert(end(call.func), ")")]
 
     def _passes(self, node: ast.AST) -> bool:
-        """Whether a quiet part asks no more of the logits than what they know while they wait."""
-        names = [one for one in ast.walk(node) if is_name(one, self.logits)]
-        if not all(self._is_meta(one) for one in names):
+        """Whether a part changes nothing and uses only what is known of logits that wait."""
+        names = [inner for inner in ast.walk(node) if is_name(inner, self.logits)]
+        if not all(map(self._is_meta, names)):
             return False
         return is_quiet(self.function, node)
 
     def _note_meta(self, node: ast.AST) -> None:
         self.known |= {
-            id(one) for one in ast.walk(node) if is_name(one, self.logits) and self._is_meta(one)
+            id(inner)
+            for inner in ast.walk(node)
+            if is_name(inner, self.logits) and self._is_meta(inner)
         }
 
     def _is_meta(self, name: ast.AST) -> bool:
@@ -135,10 +137,10 @@ class Uses:
         )
 
     def _apart(self, node: ast.AST) -> bool:
-        """Whether a node is on a branch of its own after the loss."""
+        """Whether a node is in a branch that does not hold the loss."""
         below, around = node, self.parents.get(id(node))
         while around is not None and around is not self.function.node:
-            if any(one is self.loss for one in ast.walk(around)):
+            if any(inner is self.loss for inner in ast.walk(around)):
                 return False
             if isinstance(around, ast.If) and below is not around.test:
                 return True
@@ -147,7 +149,7 @@ class Uses:
 
     def _is_loss(self, node: ast.AugAssign) -> bool:
         """Whether it changes the name that the loss was given."""
-        holder: Any = self.loss
+        holder: ast.AST = self.loss
         while not isinstance(holder, ast.stmt):
             holder = self.parents[id(holder)]
         return holder is node or is_name(node.target, assigned(holder)[0])
