@@ -16,7 +16,7 @@ from hf_kernel_patch.recognition.known import why_foreign
 from hf_kernel_patch.recognition.leaves.norms import norm_of
 from hf_kernel_patch.recognition.source import innermost
 
-#: Modules whose classes stay what they are; others may be patched norms of anybody.
+#: Modules whose classes this module trusts; others may hold norms that somebody has patched.
 _HOMES = ("torch.nn.", "transformers.")
 _IMPORTED = {"nn": "torch.nn", "torch": "torch"}
 
@@ -101,7 +101,7 @@ def _class_of(init: Function, called: ast.expr) -> type | None:
 
 
 def _is_no_norm(cls: type, function: Function) -> bool:
-    """Whether a class is no norm of a known leaf, by code of its own that nobody has patched."""
+    """Whether a class is no norm of a known leaf, by its own code, which is not patched."""
     home = cls.__module__
     if not home.startswith(_HOMES) and home != function.value.__module__:
         return False

@@ -68,10 +68,10 @@ def _first(parts: Iterable[ast.AST]) -> ast.AST | None:
     return next((found for part in parts if (found := first_run(part)) is not None), None)
 
 
-_QUIET = (
-    *(ast.Name, ast.Constant, ast.Attribute, ast.BoolOp, ast.UnaryOp, ast.Compare),
-    *(ast.expr_context, ast.boolop, ast.Not, ast.cmpop),
-)
+_VALUES = ast.Name, ast.Constant, ast.Attribute, ast.BoolOp, ast.UnaryOp, ast.Compare
+#: Nodes of the tree that are parts of those values, and no values themselves.
+_MARKS = ast.expr_context, ast.boolop, ast.Not, ast.cmpop
+_QUIET = (*_VALUES, *_MARKS)
 
 
 def is_quiet(condition: ast.expr) -> bool:

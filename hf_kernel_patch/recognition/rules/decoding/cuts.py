@@ -156,7 +156,7 @@ def _computes(node: ast.stmt) -> bool:
     if any(isinstance(n, (ast.Call, ast.BinOp)) for n in ast.walk(node)):
         return True
     sums = [n for n in ast.walk(node) if isinstance(n, ast.AugAssign)]
-    return any(not isinstance(one.value, ast.Tuple) for one in sums)
+    return any(not isinstance(node.value, ast.Tuple) for node in sums)
 
 
 def tail_of(body: Sequence[ast.stmt]) -> int:
@@ -247,7 +247,7 @@ def _interfaces(statement: ast.stmt) -> set[str]:
         and len(node.args) > 3
         and isinstance(node.args[0], ast.Name)
         and node.args[0].id == "self"
-        and not any(isinstance(one, ast.Attribute) for one in node.args)
+        and not any(isinstance(argument, ast.Attribute) for argument in node.args)
     }
 
 

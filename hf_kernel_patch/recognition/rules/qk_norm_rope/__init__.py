@@ -80,10 +80,10 @@ def _look(
             or normed(function, name, guard.block, guard.at)
             for name in names
         ]
-    ready = [one for one in both if isinstance(one, Normed)]
-    reasons = [one for one in both if isinstance(one, str)]
-    reasons += [f"{name} comes from elsewhere" for name, one in zip(names, both) if one is None]
-    reasons += [why_no_norm(function, one.norm) for one in ready]
+    ready = [heads for heads in both if isinstance(heads, Normed)]
+    reasons = [reason for reason in both if isinstance(reason, str)]
+    reasons += [f"{name} comes from elsewhere" for name, heads in zip(names, both) if heads is None]
+    reasons += [why_no_norm(function, heads.norm) for heads in ready]
     if any(reasons):
         found.miss(call, next(filter(None, reasons)))
         return
@@ -121,24 +121,24 @@ def _rewrite(
     both: list[Normed],
     guard: ast.If | None,
 ) -> None:
-    """Take the norms out of their places; the rotary function's call becomes the helper's."""
+    """Take the norms out; the rotary function's call becomes the helper's."""
     wanted = ""
     if (condition := both[0].under) is not None:
         wanted = free_local(function, "asked", flags)
         flags.append(wanted)
         test = condition.test
         found.edits += replace(function, test, f"({wanted} := ", test, ")")
-    for one in both:
-        found.edits += one.removed(function)
+    for heads in both:
+        found.edits += heads.removed(function)
     if guard is not None:
         # The norms stand before the ``if``, the rotary function in it. Where it does not run, the
         # norms are still to be computed: in its condition, when that does not hold.
-        late = sorted(both, key=lambda one: (one.call.lineno, one.call.col_offset))
-        done = ", ".join(f"{one.name} := {one.text(function, wanted)}" for one in late)
+        late = sorted(both, key=lambda heads: (heads.call.lineno, heads.call.col_offset))
+        done = ", ".join(f"{heads.name} := {heads.text(function, wanted)}" for heads in late)
         opening, closing = ("(", ")") if isinstance(guard.test, _LOOSE) else ("", "")
         parts = opening, guard.test, f"{closing} or not ({done})"
         found.edits += replace(function, guard.test, *parts)
-    norms, labels = [function.text(one.norm) for one in both], ("", "", "", "", "")
+    norms, labels = [function.text(heads.norm) for heads in both], ("", "", "", "", "")
     if wanted:
         norms = [f"{norm} if {wanted} else False" for norm in norms]
         # By name: a call by place of self and four or more arguments looks like the attention

@@ -142,7 +142,7 @@ def _why_no_norm(name: str, statement: ast.stmt, value: ast.expr, before: list[a
     """Why the value that a statement gives a name is no norm; ``before`` stand before it."""
     reads = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
     given = [earlier for to, earlier in map(assigned, before) if to == name and earlier is not None]
-    if name in reads and any(_norm(_without_transpose(one)[0]) is not None for one in given):
+    if name in reads and any(_norm(_without_transpose(v)[0]) is not None for v in given):
         return f"{name} is computed with in line {statement.lineno}, after its norm"
     return f"{name} of line {statement.lineno} is no self.norm(heads) of heads"
 
