@@ -32,7 +32,7 @@ class Request:
     kernel: Kernel
     explicit: bool = False
     options: tuple[tuple[str, Any], ...] = ()
-    called: tuple[object, str, object] | None = None
+    called: tuple[Any, str, Any] | None = None
 
 
 def request(
@@ -40,7 +40,7 @@ def request(
     kernel: Kernel,
     explicit: bool,
     options: Mapping[str, object],
-    called: tuple[object, str, object] | None = None,
+    called: tuple[Any, str, Any] | None = None,
 ) -> Request:
     """A Request for a kernel with its own options as they are now, but for those given."""
     every = tuple(sorted({**kernel.options, **options}.items()))

@@ -86,23 +86,23 @@ class _Serving:
         if not isinstance(logits, Logits):
             return function(*args, **kwargs)
         head, hidden = logits.head, logits.hidden
-        given, fallback = given_to_loss(args, kwargs, self.known_loss.is_aligned(function))
+        given, reason = given_to_loss(args, kwargs, self.known_loss.is_aligned(function))
         steps = scale_and_cap(logits.steps) if logits.computed is None else None
-        fallback = (
+        reason = (
             why_not_head(head, logits.tokens_of_head(given.get("vocab_size")))
             or (None if steps else "logits changed in a way that the op does not know")
             or self.known_loss.why_not(function)
-            or fallback
+            or reason
         )
         arguments: tuple[torch.Tensor, ...] = ()
-        if fallback is None:
+        if reason is None:
             shifted = given.get("shift_labels")
             scored = (given["labels"] if shifted is None else shifted).to(hidden.device)
             if hidden.shape[:-1].numel() != scored.numel():
-                fallback = "labels of another length"
+                reason = "labels of another length"
             weight, bias = logits.weight_and_bias(head.weight, head.bias)
             arguments = hidden, weight, scored, *(() if bias is None else (bias,))
-        if self.site.declines(*arguments, unless=fallback, module=model):
+        if self.site.declines(*arguments, unless=reason, module=model):
             return self._fall_back(logits, function, given, args, kwargs)
         scale, softcap = steps  # type: ignore[misc]
         loss = self.site.op(
