@@ -7,7 +7,8 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
@@ -123,11 +124,24 @@ class BaseKernel:
             cls.op = declared.name
             given = isinstance(inspect.getattr_static(cls, "refuse"), staticmethod)
             if "refuse" not in own and ("implements" in own or given):
-                # The function itself: refuse is asked at every call, and a frame more costs.
+                # A plain function: refuse is asked at every call, where a frame or a partial costs.
                 why_not = declared.why_not
-                cls.refuse = staticmethod(  # type: ignore[method-assign]
-                    partial(why_not, **cls.limits) if cls.limits else why_not
-                )
+                if cls.limits:
+                    why_not = _with_keywords(why_not, cls.limits)
+                cls.refuse = staticmethod(why_not)  # type: ignore[method-assign]
+
+
+def _with_keywords(function: Any, values: Mapping[str, float]) -> Any:
+    """The function with other defaults of its keywords."""
+    copy = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = {**function.__kwdefaults__, **values}
+    return copy
 
 
 Kernel = type[BaseKernel]

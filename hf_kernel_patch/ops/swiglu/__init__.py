@@ -5,15 +5,20 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 
-def _why_not(gate: Any, up: Any, activation: str = "silu") -> str | None:
-    if gate.dtype != up.dtype or gate.shape != up.shape or gate.device != up.device:
-        return "gate and up differ in dtype, shape or device"
+def _why_not(
+    gate: Any, up: Any, activation: str = "silu", *, one_device: bool = False
+) -> str | None:
+    """``one_device``: whether a kernel launches on the first tensor's, whatever the other's."""
+    if gate.dtype != up.dtype or gate.shape != up.shape:
+        return "gate and up differ in dtype or shape"
+    if one_device and gate.device != up.device:
+        return "gate and up differ in device"
     return None
 
 
@@ -31,6 +36,7 @@ class TorchFusedSwiGLU(BaseKernel):
 class CudaFusedSwiGLU(TritonKernel):
     kernel_id = "cuda_fused_swiglu"
     implements = SWIGLU
+    limits: ClassVar[dict[str, Any]] = {"one_device": True}
     function = "hf_kernel_patch.ops.swiglu.triton:swiglu"
 
 
