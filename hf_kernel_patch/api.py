@@ -52,18 +52,18 @@ def patch_transformers(
         models: "all", or model types such as "llama". Some have a table of what is expected in
             their code; the code of all others is looked for what is known.
         backend: "auto", or "torch", "triton" or "npu" to take kernels of that backend alone.
-        strict: raise where a target does not match or a kernel finds no site, instead of warning.
+        strict: raise where a site does not match or a kernel finds no site, instead of warning.
         options: of kernels, {op or kernel id: {option: value}}.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
 
     Returns:
-        The report: every target considered, patched or skipped with the reason. It is alive:
-        targets of modules that are imported later turn from pending to patched.
+        The report: every site considered, patched or skipped with the reason. It is alive:
+        sites of modules that are imported later turn from pending to patched.
 
     Raises:
         ValueError: an unknown kernel, op, model or backend, with the near matches.
         KernelUnavailableError: a kernel or backend asked for by name cannot run here.
-        KernelPatchError: with ``strict``, a target does not match or a kernel found no site.
+        KernelPatchError: with ``strict``, a site does not match or a kernel found no site.
     """
     global _standing
     wanted = settings.resolve(

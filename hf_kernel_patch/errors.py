@@ -21,7 +21,7 @@ class ForeignPatchError(KernelPatchError):
 
 
 class KernelPatchWarning(UserWarning):
-    """A kernel or a target was left out; with ``strict=True`` this would have been an error."""
+    """A kernel or a site was left out; with ``strict=True`` this would have been an error."""
 
 
 def raise_if_blocked(blocked: list[str]) -> None:

@@ -114,7 +114,7 @@ class BaseKernel:
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        # The reference documents write _kernel_id and _device.
+        # Kernels written for LLaMA-Factory name them _kernel_id and _device.
         for name in ("kernel_id", "device"):
             if f"_{name}" in vars(cls):
                 value = vars(cls)[f"_{name}"]

@@ -84,7 +84,7 @@ def backends() -> set[str]:
 def unavailable(kernel: Kernel) -> str | None:
     """Why a kernel cannot run here, or None.
 
-    A user's checks may also answer as the reference documents' do: True or False.
+    Checks may also answer True or False, as those of kernels written for LLaMA-Factory do.
     """
     for check in (kernel.check_device, kernel.check_deps):
         answer: object = check()
@@ -96,7 +96,7 @@ def unavailable(kernel: Kernel) -> str | None:
 
 
 def has_own_apply(kernel: Kernel) -> bool:
-    """Whether the kernel patches one model in its own way, as the reference documents' do."""
+    """Whether the kernel patches one model in its own way, as those for LLaMA-Factory do."""
     inherited = vars(BaseKernel)["apply"].__func__
     return getattr(kernel.apply, "__func__", None) is not inherited
 

@@ -98,8 +98,8 @@ def test_ops_are_all_listed_with_their_arguments() -> None:
 
 def test_readme_names_every_architecture_and_every_op_that_replaces_code() -> None:
     rows = [[cell.strip("`") for cell in row] for row in table("README.md", "op")]
-    tables = [t for architecture in architectures().values() for t in architecture.targets]
-    assert {op for op, *_ in rows} == {known()[target.code].op for target in tables}
+    tables = [one for architecture in architectures().values() for one in architecture.sites]
+    assert {op for op, *_ in rows} == {known()[spec.code].op for spec in tables}
     assert {registry.kernels()[kernel].op: kernel for *_, kernel in rows} == {
         op: kernel for op, _, kernel in rows
     }

@@ -36,7 +36,7 @@ _ON_DEVICE = {"steps": 400, "batch": 16, "length": 256}
 
 def kernels(model: str, device: str) -> tuple[str, ...]:
     """Those that the model has places for: what "auto" takes on the device, and the loss."""
-    ops = {known()[t.code].op for t in architectures()[model].targets if exists_here(t)}
+    ops = {known()[t.code].op for t in architectures()[model].sites if exists_here(t)}
     found: dict[str, str] = {}
     for kernel in sorted(registry.kernels().values(), key=lambda one: one.device == "any"):
         runs = registry.unavailable(kernel) is None and kernel.device in ("any", device)

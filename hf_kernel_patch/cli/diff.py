@@ -11,18 +11,18 @@ from hf_kernel_patch.errors import KernelPatchWarning, shown
 from hf_kernel_patch.patching.report import Outcome, Row
 
 
-def differences(target: str, site: str = "", include: str = "") -> list[tuple[Row, str]]:
+def differences(model: str, site: str = "", include: str = "") -> list[tuple[Row, str]]:
     """(row, unified diff or "") of every site of a model whose name contains ``site``.
 
     Args:
-        target: a directory with a model's config.json, or an architecture.
+        model: a directory with a model's config.json, or an architecture.
         include: kernel ids and ops, separated by commas; by default every op.
 
     Raises:
         ValueError: no such architecture, kernel, op or site.
         FileNotFoundError: the directory holds no config.json.
     """
-    name = architecture_of(target)
+    name = architecture_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KernelPatchWarning)  # the rows say the same
         with patched(include or sorted(registry.ops()), models=name, strict=False) as report:

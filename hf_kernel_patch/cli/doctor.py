@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_kernel_patch import devices, models
 from hf_kernel_patch.cli.preview import import_modelling
-from hf_kernel_patch.models import Target
+from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.lookup import describe, exists_here, locate
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.source import innermost, original_of
@@ -47,7 +47,7 @@ def found_devices() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One entry for each target that the installed transformers should have and an op serves.
+    """One entry for each site that the installed transformers should have and an op serves.
 
     ``reason`` says why it would be skipped, or is None; ``foreign`` names the code of another
     package that stands there, or is None.
@@ -56,29 +56,29 @@ def rows() -> list[dict[str, Any]]:
     return [
         {
             "architecture": architecture.name,
-            "site": target.site,
-            "code": target.code,
+            "site": spec.name,
+            "code": spec.code,
             **(
                 {"reason": broken[architecture.name], "foreign": None}
-                if target.module not in sys.modules
-                else _check(target)
+                if spec.module not in sys.modules
+                else _check(spec)
             ),
         }
         for architecture in models.architectures().values()
-        for target in architecture.targets
-        if exists_here(target)
+        for spec in architecture.sites
+        if exists_here(spec)
     ]
 
 
-def _check(target: Target) -> dict[str, str | None]:
-    found = locate(target)
+def _check(spec: SiteSpec) -> dict[str, str | None]:
+    found = locate(spec)
     if isinstance(found, str):
         return {"reason": found, "foreign": None}
     owner, _, value = found
     original = original_of(value)
     return {
-        "reason": known()[target.code].why_not(original, owner),
-        "foreign": foreign(original, target.module.partition(".")[0]),
+        "reason": known()[spec.code].why_not(original, owner),
+        "foreign": foreign(original, spec.module.partition(".")[0]),
     }
 
 

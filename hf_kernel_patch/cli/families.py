@@ -44,37 +44,37 @@ def found_in_families(progress: Progress) -> dict[str, Family]:
     return found
 
 
-def table_of(target: str) -> str:
+def table_of(model: str) -> str:
     """The table of a model, as a file of Python that could be added to ``models/``.
 
     Of a family without a table it is what is found in its code. Raises ValueError for an unknown
     model or one that cannot be imported, and as ``architecture_of``.
     """
-    name = architecture_of(target)
+    name = architecture_of(model)
     listed = models.architectures().get(name)
     if broken := import_modelling([name]):
         raise ValueError(f"{name} cannot be imported: {broken[name]}")
     modules = (listed.module,) if listed else models.find_modules(name)
-    targets = (
-        list(listed.targets)
+    specs = (
+        list(listed.sites)
         if listed
-        else [target for module in modules for target in models.discovered(module)]
+        else [spec for module in modules for spec in models.discovered(module)]
     )
     lines = [
         '        "' + one.qualname + '": ' + _row(one) + ","
-        for one in sorted(targets, key=lambda one: modules.index(one.module))
+        for one in sorted(specs, key=lambda spec: modules.index(spec.module))
         if not one.near
     ]
-    near = [f"    # {one.qualname}: {one.near}" for one in targets if one.near]
+    near = [f"    # {one.qualname}: {one.near}" for one in specs if one.near]
     head = f'ARCHITECTURE = Architecture(\n    "{models.family_of(modules[0])}",\n    {{'
     imported = "from hf_kernel_patch.models.table import Architecture"
     return "\n".join([imported, "", head, *lines, "    },", *near, ")"])
 
 
-def _row(target: models.Target) -> str:
-    if target.transformers:
-        return f'("{target.code}", "{target.transformers}")'
-    return f'"{target.code}"'
+def _row(spec: models.SiteSpec) -> str:
+    if spec.transformers:
+        return f'("{spec.code}", "{spec.transformers}")'
+    return f'"{spec.code}"'
 
 
 def _look(progress: Progress) -> dict[str, Family]:

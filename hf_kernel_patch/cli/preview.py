@@ -15,11 +15,11 @@ from hf_kernel_patch.errors import KernelPatchWarning, shown, unknown
 from hf_kernel_patch.patching.report import Outcome, PatchReport
 
 
-def preview(target: str | None = None) -> PatchReport:
+def preview(model: str | None = None) -> PatchReport:
     """The report of ``patch_transformers()`` in this environment; nothing stays patched.
 
     Args:
-        target: a directory with a model's config.json, or an architecture; all by default.
+        model: a directory with a model's config.json, or an architecture; all by default.
 
     Raises:
         ValueError: no such architecture, with the near matches, or a variable cannot be read.
@@ -27,8 +27,8 @@ def preview(target: str | None = None) -> PatchReport:
     """
     wanted = settings.resolve().models
     chosen = [table.name for table in models.select(wanted).tables]
-    if target is not None:
-        name = architecture_of(target)
+    if model is not None:
+        name = architecture_of(model)
         if not isinstance(wanted, str) and name not in wanted:
             return PatchReport(note=f"HF_KERNEL_PATCH_MODELS leaves {name} out")
         chosen = [name]
@@ -41,16 +41,16 @@ def preview(target: str | None = None) -> PatchReport:
     return report if report.rows or not broken else PatchReport(note="; ".join(broken.values()))
 
 
-def architecture_of(target: str) -> str:
+def architecture_of(model: str) -> str:
     """The name, as ``models=`` takes it, of a model's directory or a model type."""
     known = models.architectures()
-    if target in known:
-        return target
-    if not os.path.isdir(target):  # Path.is_dir raises for a name too long
-        if models.find_modules(target):
-            return target
-        raise unknown("model type or directory", target, {*known, *models.families()})
-    config = Path(target, "config.json")
+    if model in known:
+        return model
+    if not os.path.isdir(model):  # Path.is_dir raises for a name too long
+        if models.find_modules(model):
+            return model
+        raise unknown("model type or directory", model, {*known, *models.families()})
+    config = Path(model, "config.json")
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except RecursionError:

@@ -17,14 +17,14 @@ from hf_kernel_patch.models.families import (
     find_modules,
     is_modelling,
 )
-from hf_kernel_patch.models.table import Architecture, Target
+from hf_kernel_patch.models.table import Architecture, SiteSpec
 from hf_kernel_patch.registry import Scan
 
 __all__ = [
     "PREFIX",
     "Architecture",
     "Selection",
-    "Target",
+    "SiteSpec",
     "architectures",
     "discovered",
     "families",
@@ -79,7 +79,7 @@ def register_model(architecture: Architecture) -> Architecture:
 
     if not isinstance(architecture, Architecture):
         raise TypeError(f"register_model takes an Architecture, not {shown(architecture)}")
-    if renamed := {t.code: RENAMED[t.code] for t in architecture.targets if t.code in RENAMED}:
+    if renamed := {t.code: RENAMED[t.code] for t in architecture.sites if t.code in RENAMED}:
         warnings.warn(
             f"names in the table {architecture.name} are old: write "
             + ", ".join(f"{new!r} for {old!r}" for old, new in renamed.items()),
@@ -87,9 +87,9 @@ def register_model(architecture: Architecture) -> Architecture:
             stacklevel=2,
         )
         architecture.rename(renamed)
-    for target in architecture.targets:
-        if target.code not in known():
-            raise unknown("leaf or rule", target.code, known())
+    for spec in architecture.sites:
+        if spec.code not in known():
+            raise unknown("leaf or rule", spec.code, known())
     architectures()[architecture.name] = architecture
     return architecture
 
@@ -125,9 +125,9 @@ def select(names: str | tuple[str, ...], source: str = "") -> Selection:
     return Selection(tuple(tables), frozenset(others))
 
 
-def discovered(module: str) -> list[Target]:
+def discovered(module: str) -> list[SiteSpec]:
     """The targets of an imported module whose code was looked for; also what is nearly known."""
     from hf_kernel_patch.recognition.discovery import discover
 
     found = discover(vars(sys.modules[module]), module)
-    return [Target(module, one.qualname, one.code, near=one.reason) for one in found]
+    return [SiteSpec(module, one.qualname, one.code, near=one.reason) for one in found]

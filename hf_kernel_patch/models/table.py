@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Target:
-    """One row: the leaf ``code`` is expected at ``module``.``qualname``, or the rule to find it.
+class SiteSpec:
+    """Where a site is, and the leaf or rule ``code`` that is expected there.
 
-    ``transformers`` is the range of versions that have the target, such as "<5"; in others the
-    row does not exist. ``near`` says, of code that was looked for and that no leaf or rule knows,
-    why it is not the one that it looks like.
+    ``transformers`` is the range of versions that have the site, such as "<5". ``near`` says, of
+    code that was looked for and that no leaf or rule knows, why it is not the one that it looks
+    like.
     """
 
     module: str
@@ -22,7 +22,8 @@ class Target:
     near: str = ""
 
     @property
-    def site(self) -> str:
+    def name(self) -> str:
+        """The site's name in reports."""
         return f"{self.module}.{self.qualname}"
 
 
@@ -45,16 +46,16 @@ class Architecture:
     ):
         self.name = name
         self.module = module or f"transformers.models.{name}.modeling_{name}"
-        self.targets = tuple(
-            Target(self.module, qualname, *((row, transformers) if isinstance(row, str) else row))
+        self.sites = tuple(
+            SiteSpec(self.module, qualname, *((row, transformers) if isinstance(row, str) else row))
             for qualname, row in rows.items()
         )
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Other names for leaves and rules."""
-        self.targets = tuple(
-            replace(target, code=names.get(target.code, target.code)) for target in self.targets
+        self.sites = tuple(
+            replace(spec, code=names.get(spec.code, spec.code)) for spec in self.sites
         )
 
     def __repr__(self) -> str:
-        return f"Architecture({self.name!r}, {len(self.targets)} targets in {self.module})"
+        return f"Architecture({self.name!r}, {len(self.sites)} sites in {self.module})"

@@ -12,7 +12,7 @@ from functools import partial
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.kernels import Kernel
-from hf_kernel_patch.models import Architecture, Target
+from hf_kernel_patch.models import Architecture, SiteSpec
 from hf_kernel_patch.patching import watching
 from hf_kernel_patch.patching.construction import modules_of_models
 from hf_kernel_patch.patching.imports import is_imported
@@ -45,10 +45,10 @@ logger = logging.getLogger("hf_kernel_patch")
 
 
 @dataclass(eq=False)
-class _Place:
-    """A target, the row that reports it, and whether a table expects it to be there."""
+class _Considered:
+    """A site, the row that reports it, and whether a table expects it to be there."""
 
-    target: Target
+    spec: SiteSpec
     row: Row
     expected: bool
 
@@ -63,7 +63,7 @@ class Activation:
         self.rows: list[Row] = []
         self._held: list[tuple[Record, Holder]] = []
         self._selection = models.select(settings.models)
-        self._places: dict[str, list[_Place]] = {}
+        self._sites: dict[str, list[_Considered]] = {}
         self._looked_at: set[str] = set()
         self._complaints: list[str] = []
         self._ops: set[str] = set()
@@ -89,15 +89,15 @@ class Activation:
             self.imported(self._modules())
 
     def undo(self) -> list[str]:
-        """Take everything back; the labels of places that a foreign patch keeps from it."""
+        """Take everything back; the labels of sites that a foreign patch keeps from it."""
         with ledger.lock:
             watching.end(self)
-            self._places.clear()
+            self._sites.clear()
             return self._take_back(0)
 
     def wants(self, module: str) -> bool:
         """Whether it may have something to patch in a module of that name."""
-        return module in self._places or self._selection.discovers(module)
+        return module in self._sites or self._selection.discovers(module)
 
     def constructed(self, modules: list[str]) -> None:
         """Patch what models are being built of, unless their import was noticed."""
@@ -109,7 +109,7 @@ class Activation:
         if not self.kernels:
             return []
         others = [name for name in list(sys.modules) if models.is_modelling(name)]
-        names = dict.fromkeys([*self._places, *others, *modules_of_models()])
+        names = dict.fromkeys([*self._sites, *others, *modules_of_models()])
         return [name for name in names if self.wants(name) and is_imported(name)]
 
     def imported(self, modules: list[str]) -> Callable[[], None]:
@@ -121,8 +121,8 @@ class Activation:
             self._complaints = []
             self._take_back(held)
             self.rows[:] = [row for row, _, _ in before]
-            for name, places in self._places.items():
-                self._places[name] = [place for place in places if place.row in self.rows]
+            for name, sites in self._sites.items():
+                self._sites[name] = [site for site in sites if site.row in self.rows]
             for row, outcome, reason in before:
                 row.outcome, row.reason = outcome, reason
 
@@ -141,54 +141,54 @@ class Activation:
         return undo_all(partial(record.remove, holder) for record, holder in reversed(ended))
 
     def _consider(self, architecture: Architecture) -> None:
-        """A row for every target of the table that a chosen kernel serves."""
-        for target in architecture.targets:
-            if exists_here(target):
-                self._add(architecture.name, target, expected=True)
+        """A row for every site of the table that a chosen kernel serves."""
+        for spec in architecture.sites:
+            if exists_here(spec):
+                self._add(architecture.name, spec, expected=True)
 
     def _discover(self, module: str) -> None:
         """A row for what is found in a module without a table, and not in an earlier look."""
-        seen = {place.target.qualname for place in self._places.get(module, ())}
-        for target in models.discovered(module):
-            if target.qualname not in seen:
-                self._add(models.family_of(module), target, expected=False)
+        seen = {site.spec.qualname for site in self._sites.get(module, ())}
+        for spec in models.discovered(module):
+            if spec.qualname not in seen:
+                self._add(models.family_of(module), spec, expected=False)
 
-    def _add(self, architecture: str, target: Target, expected: bool) -> None:
-        kernel = self.kernels.get(known()[target.code].op)
+    def _add(self, architecture: str, spec: SiteSpec, expected: bool) -> None:
+        kernel = self.kernels.get(known()[spec.code].op)
         if kernel is None:
             return
-        row = Row(architecture, target.site, kernel.op, kernel.kernel_id, Outcome.PENDING)
+        row = Row(architecture, spec.name, kernel.op, kernel.kernel_id, Outcome.PENDING)
         self.rows.append(row)
-        self._places.setdefault(target.module, []).append(_Place(target, row, expected))
+        self._sites.setdefault(spec.module, []).append(_Considered(spec, row, expected))
         if expected:
             self._ops.add(kernel.op)
 
     def _cover(self, modules: list[str]) -> None:
-        """Patch the targets of imported modules that are not patched yet."""
+        """Patch the sites of imported modules that are not patched yet."""
         functions: dict[int, Record] = {}
         classes: dict[type, tuple[Record, Row]] = {}
-        taken: list[_Place] = []
+        taken: list[_Considered] = []
         self._looked_at |= set(modules)
         for name in modules:
             if self._selection.discovers(name):
                 self._discover(name)
-        for place in [place for name in modules for place in self._places.get(name, [])]:
-            found, row = place.target.near or locate(place.target), place.row
+        for site in [site for name in modules for site in self._sites.get(name, [])]:
+            found, row = site.spec.near or locate(site.spec), site.row
             if not isinstance(found, str):
                 if not self._is_new(row, *found):
                     continue
-                reason = self._take(place.target, row, *found)
+                reason = self._take(site.spec, row, *found)
             else:
                 reason = found
             if reason or isinstance(found, str):
                 known_already = (row.outcome, row.reason) == (Outcome.SKIPPED, reason)
                 row.outcome, row.reason = Outcome.SKIPPED, reason or ""
-                if place.expected and not known_already:
+                if site.expected and not known_already:
                     self._complaints.append(f"{row.site} is not patched by {row.kernel}: {reason}")
                 continue
             owner, name, value = found
             row.outcome, row.reason = Outcome.PATCHED, ""
-            taken.append(place)
+            taken.append(site)
             record = record_of(value, owner)
             if not isinstance(owner, type):
                 functions |= dict.fromkeys(record.made_before(), record)
@@ -204,7 +204,7 @@ class Activation:
         self._complaints += [f"{p.row.site}: {p.row.reason}" for p in taken if p.row.reason]
 
     def _is_new(self, row: Row, owner: object, name: str, value: object) -> bool:
-        """Whether what a target names is not what was patched for this row, as after a reload."""
+        """Whether what stands at a site is not what was patched for this row, as after a reload."""
         held = self._records(row)
         if not any(record.holds(owner, name) for record in held):
             return True
@@ -215,10 +215,10 @@ class Activation:
         return [record for record, holder in self._held if holder.row is row]
 
     def _take(
-        self, target: Target, row: Row, owner: object, name: str, value: object
+        self, spec: SiteSpec, row: Row, owner: object, name: str, value: object
     ) -> str | None:
-        """Put a kernel in force on a located target; the reason where it cannot be."""
-        asked = self._asked(target)
+        """Put a kernel in force on a site; the reason where it cannot be."""
+        asked = self._asked(spec)
         if reason := why_not(original_of(value), owner, asked):
             return reason
         describe_source(row, asked, value)
@@ -229,10 +229,10 @@ class Activation:
             self._hold(vars(kind).get(name, value), kind, asked, row, Attribute(kind, name))
         return None
 
-    def _asked(self, target: Target) -> Request:
-        kernel = self.kernels[known()[target.code].op]
+    def _asked(self, spec: SiteSpec) -> Request:
+        kernel = self.kernels[known()[spec.code].op]
         options = options_of(kernel, self.settings.options)
-        return request(target.code, kernel, self.explicit, options)
+        return request(spec.code, kernel, self.explicit, options)
 
     def _hold(
         self, value: object, owner: object, asked: Request, row: Row, slot: Attribute | None = None
@@ -253,17 +253,17 @@ class Activation:
     def look(self) -> None:
         """Make the rows say what is true now."""
         with ledger.lock:
-            self._look_at([place for places in self._places.values() for place in places])
+            self._look_at([site for sites in self._sites.values() for site in sites])
 
-    def _look_at(self, places: list[_Place]) -> None:
+    def _look_at(self, sites: list[_Considered]) -> None:
         classes: dict[type, tuple[Record, Row]] = {}
-        for place in places:
-            if not is_imported(place.target.module):
+        for site in sites:
+            if not is_imported(site.spec.module):
                 continue
-            row, records = place.row, self._records(place.row)
-            found = place.target.near or locate(place.target)
+            row, records = site.row, self._records(site.row)
+            found = site.spec.near or locate(site.spec)
             if not records:
-                row.outcome, row.reason = why_none(row, found, self._asked(place.target))
+                row.outcome, row.reason = why_none(row, found, self._asked(site.spec))
                 continue
             row.outcome, row.reason = state_of(records, found)
             if (
@@ -272,11 +272,11 @@ class Activation:
                 and found[1] == "forward"
             ):
                 classes |= {record.owner: (record, row) for record in records}
-        kept = kept_of_earlier([record for place in places for record in self._records(place.row)])
-        for place in places if kept else ():
-            why = [kept[id(one)] for one in self._records(place.row) if id(one) in kept]
-            if why and place.row.outcome == Outcome.PATCHED:
-                place.row.reason = why[0]
+        kept = kept_of_earlier([record for site in sites for record in self._records(site.row)])
+        for site in sites if kept else ():
+            why = [kept[id(one)] for one in self._records(site.row) if id(one) in kept]
+            if why and site.row.outcome == Outcome.PATCHED:
+                site.row.reason = why[0]
         for row, reason in bypassed(classes):
             row.outcome, row.reason = Outcome.SHADOWED, reason
 

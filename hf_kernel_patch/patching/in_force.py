@@ -29,7 +29,7 @@ _HOLDERS = staticmethod, classmethod, partial, CellType, type
 
 
 def state_of(records: list[Record], found: Located | str) -> tuple[Outcome, str]:
-    """The outcome of a target and the reason for it, from what is in force for it.
+    """The outcome of a site and the reason for it, from what is in force for it.
 
     ``found`` is what ``locate`` says of it now.
     """
@@ -51,7 +51,7 @@ def state_of(records: list[Record], found: Located | str) -> tuple[Outcome, str]
 
 
 def why_none(row: Row, found: Located | str, request: Request) -> tuple[Outcome, str]:
-    """The outcome of a target that nothing is in force on, and the reason for it."""
+    """The outcome of a site that nothing is in force on, and the reason for it."""
     again = "call patch_transformers() again"
     if row.outcome == Outcome.PENDING:
         return Outcome.PENDING, f"the module was imported without being noticed: {again}"

@@ -9,16 +9,16 @@ from functools import cache
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.models import Target
+from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.recognition.source import ROOT, innermost, original_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def exists_here(target: Target) -> bool:
-    """Whether the installed transformers is one that has the target."""
-    return not target.transformers or _version_is(target.transformers)
+def exists_here(spec: SiteSpec) -> bool:
+    """Whether the installed transformers is one that has the site."""
+    return not spec.transformers or _version_is(spec.transformers)
 
 
 @cache
@@ -34,16 +34,16 @@ def _version_is(wanted: str) -> bool:
 Located = tuple[Any, str, Any]
 
 
-def locate(target: Target) -> Located | str:
-    """(owner, attribute, value) of an imported target, or the reason why it is not there."""
-    owner: Any = sys.modules[target.module]
-    *path, name = target.qualname.split(".")
+def locate(spec: SiteSpec) -> Located | str:
+    """(owner, attribute, value) of a site in an imported module, or why it is not there."""
+    owner: Any = sys.modules[spec.module]
+    *path, name = spec.qualname.split(".")
     for part in path:
         if not hasattr(owner, part):
-            return f"{target.module} has no {part}"
+            return f"{spec.module} has no {part}"
         owner = getattr(owner, part)
     if not hasattr(owner, name):
-        return f"{target.module} has no {target.qualname}"
+        return f"{spec.module} has no {spec.qualname}"
     return owner, name, getattr(owner, name)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.kernels import Kernel, provide
-from hf_kernel_patch.models import Target
+from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
 from hf_kernel_patch.patching.lookup import Located, calls_by_name, exists_here, locate
@@ -49,9 +49,9 @@ class Application:
         self._options = options
         self._selection = models.select(tables)
         self.explicit = explicit
-        self.rows: dict[Target, Row] = {}
+        self.rows: dict[SiteSpec, Row] = {}
         #: What a kernel leaves to the original from the beginning, as the rows say it.
-        self._leaves: dict[Target, str] = {}
+        self._leaves: dict[SiteSpec, str] = {}
         self.modules: list[Module] = []
         self.model = weakref.ref(model)
         #: What a kernel's own ``apply`` has changed.
@@ -61,47 +61,47 @@ class Application:
         """Patch every module whose class, or the function it calls, a table names."""
         model: Any = self.model()
         located = [
-            (architecture, target, found)
-            for architecture, target in [*self._in_tables(), *self._discovered(model)]
-            if known()[target.code].op in self.kernels
-            if not isinstance(found := locate(target), str)
+            (architecture, spec, found)
+            for architecture, spec in [*self._in_tables(), *self._discovered(model)]
+            if known()[spec.code].op in self.kernels
+            if not isinstance(found := locate(spec), str)
         ]
         for module in list(model.modules()):
-            for architecture, target, (owner, name, value) in located:
+            for architecture, spec, (owner, name, value) in located:
                 function = original_of(value)
                 if isinstance(owner, type):
                     # A subclass with a forward of its own is not the table's code.
                     if isinstance(module, owner) and _runs(module, name, function):
-                        self._take((architecture, target), module, name, None)
+                        self._take((architecture, spec), module, name, None)
                 elif calls_by_name(module, name, function):
-                    self._take((architecture, target), module, "forward", (owner, name, function))
+                    self._take((architecture, spec), module, "forward", (owner, name, function))
         self.look()
 
-    def _in_tables(self) -> list[tuple[str, Target]]:
-        """(architecture, target) of the tables, as far as their modules are imported."""
+    def _in_tables(self) -> list[tuple[str, SiteSpec]]:
+        """(architecture, spec) of the tables, as far as their modules are imported."""
         return [
-            (table.name, target)
+            (table.name, spec)
             for table in self._selection.tables
             if table.module in sys.modules
-            for target in table.targets
-            if exists_here(target)
+            for spec in table.sites
+            if exists_here(spec)
         ]
 
-    def _discovered(self, model: nn.Module) -> list[tuple[str, Target]]:
-        """(architecture, target) of what is found in the modules of the model's own classes."""
+    def _discovered(self, model: nn.Module) -> list[tuple[str, SiteSpec]]:
+        """(architecture, spec) of what is found in the modules of the model's own classes."""
         names = modules_of({root_of(type(module)) for module in model.modules()})
         return [
-            (models.family_of(name), target)
+            (models.family_of(name), spec)
             for name in names
             if self._selection.discovers(name)
-            for target in models.discovered(name)
+            for spec in models.discovered(name)
         ]
 
     def look(self) -> None:
         """Make the rows say what is true now."""
-        for target, row in self.rows.items():
+        for spec, row in self.rows.items():
             if row.outcome in (Outcome.PATCHED, Outcome.SHADOWED):
-                row.outcome, row.reason = Outcome.PATCHED, self._leaves.get(target, "")
+                row.outcome, row.reason = Outcome.PATCHED, self._leaves.get(spec, "")
         found: dict[int, list[tuple[Row, Outcome, str]]] = {}
         for one in self.modules:
             for wish in one.wishes if one.module is not None else ():
@@ -165,16 +165,16 @@ class Application:
         self.entries.append((weakref.ref(owner), ledger.push(slot, after)))
 
     def _take(
-        self, place: tuple[str, Target], module: nn.Module, method: str, called: Located | None
+        self, site: tuple[str, SiteSpec], module: nn.Module, method: str, called: Located | None
     ) -> None:
-        """Put a kernel in force on one module and count it in the target's row."""
-        architecture, target = place
-        kernel = self.kernels[known()[target.code].op]
+        """Put a kernel in force on one module and count it in the site's row."""
+        architecture, spec = site
+        kernel = self.kernels[known()[spec.code].op]
         row = self.rows.setdefault(
-            target,
+            spec,
             Row(
                 architecture,
-                target.site,
+                spec.name,
                 kernel.op,
                 kernel.kernel_id,
                 Outcome.PATCHED,
@@ -182,21 +182,21 @@ class Application:
             ),
         )
         options = options_of(kernel, self._options)
-        asked = request(target.code, kernel, self.explicit, options, called)
+        asked = request(spec.code, kernel, self.explicit, options, called)
         patch = module_patch(module)
         if patch.asks(method, asked, self):
             return
-        if reason := target.near or why_not(patch.original(method), patch.root, asked):
+        if reason := spec.near or why_not(patch.original(method), patch.root, asked):
             row.outcome, row.reason = Outcome.SKIPPED, reason
             return
         patch.add(Wish(method, asked, row, self))
         if patch not in self.modules:
             self.modules.append(patch)
-        row.code, row.original = target.code, source_hash(patch.original(method))
+        row.code, row.original = spec.code, source_hash(patch.original(method))
         row._diff = partial(_diff, weakref.ref(patch), method)
         row.instances = (row.instances or 0) + 1
-        if not self.explicit and not self._leaves.get(target):
-            self._leaves[target] = known()[target.code].leaves(module)
+        if not self.explicit and not self._leaves.get(spec):
+            self._leaves[spec] = known()[spec.code].leaves(module)
 
 
 def _diff(reference: weakref.ref[Module], method: str) -> str:
@@ -239,8 +239,8 @@ def patch_model(
     found = {row.op for row in rows if row.outcome != Outcome.SKIPPED}
     complaints = [
         f"{row.site}: {row.reason}"
-        for target, row in application.rows.items()
-        if row.outcome != Outcome.PATCHED and not target.near
+        for spec, row in application.rows.items()
+        if row.outcome != Outcome.PATCHED and not spec.near
     ]
     if explicit:
         complaints += [

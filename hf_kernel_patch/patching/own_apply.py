@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hf_kernel_patch.kernels import BaseKernel
-from hf_kernel_patch.models import Target
+from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.ledger import MISSING, Attribute, ClassOf, Item, ledger
 from hf_kernel_patch.patching.model_patch import Application, applications, require_model
 from hf_kernel_patch.patching.report import Outcome, Row
@@ -32,7 +32,7 @@ def recorded(model: nn.Module, kernel: type[BaseKernel]) -> Iterator[None]:
         _record(application, before)
         if application.entries:
             applications.append(application)
-            site = Target("", f"{type(model).__name__} (by its own apply)", "")
+            site = SiteSpec("", f"{type(model).__name__} (by its own apply)", "")
             application.rows[site] = Row(
                 type(model).__name__,
                 site.qualname,

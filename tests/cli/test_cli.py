@@ -90,7 +90,7 @@ def test_status_without_a_target_takes_every_architecture() -> None:
     assert {row["architecture"] for row in report["rows"]} == {
         name for name in ARCHITECTURES if taken & set(ops_of(name))
     }
-    served = {target.site for _, target in ROWS}
+    served = {spec.name for _, spec in ROWS}
     assert {row["outcome"] for row in report["rows"] if row["site"] in served} == {"patched"}
 
 
@@ -169,7 +169,7 @@ def test_doctor_checks_every_row_and_names_the_versions() -> None:
         assert found["versions"][package] == version(package)
     assert found["versions"]["hf-kernel-patch"] == hf_kernel_patch.__version__
     assert [one["current"] for one in found["devices"]].count(True) >= 1
-    assert [row["site"] for row in found["tables"]] == [target.site for _, target in ROWS]
+    assert [row["site"] for row in found["tables"]] == [spec.name for _, spec in ROWS]
     assert [row for row in found["tables"] if row["reason"]] == []
     assert not any("contextlib" in one["by"] for one in found["foreign"])
     text = invoke("doctor").stdout

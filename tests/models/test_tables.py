@@ -23,17 +23,17 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-IDS = [f"{name}-{target.qualname}" for name, target in ROWS]
+IDS = [f"{name}-{spec.qualname}" for name, spec in ROWS]
 
 
-@pytest.mark.parametrize(("name", "target"), ROWS, ids=IDS)
-def test_row_is_replaced_inside_and_the_same_object_after(name: str, target: Any) -> None:
+@pytest.mark.parametrize(("name", "spec"), ROWS, ids=IDS)
+def test_row_is_replaced_inside_and_the_same_object_after(name: str, spec: Any) -> None:
     modelling(name)
-    _, _, before = locate(target)
+    _, _, before = locate(spec)
     with hf_kernel_patch.patched(ops_of(name), models=name, strict=True):
-        _, _, inside = locate(target)
+        _, _, inside = locate(spec)
         assert inside is not before
-    _, _, after = locate(target)
+    _, _, after = locate(spec)
     assert after is before
 
 

@@ -359,8 +359,8 @@ def test_tables_name_all_that_is_found(name: str) -> None:
     module = modelling(name)
     found = {(f.qualname, f.code) for f in discover(vars(module), table.module) if not f.reason}
     # A row is for one leaf or rule, though another version may have other code there.
-    elsewhere = {target.qualname for target in table.targets if not exists_here(target)}
-    expected = {(target.qualname, target.code) for target in table.targets}
+    elsewhere = {spec.qualname for spec in table.sites if not exists_here(spec)}
+    expected = {(spec.qualname, spec.code) for spec in table.sites}
     found = {one for one in found if one[0] not in elsewhere and (name, one[0]) not in NOT_LISTED}
     assert found <= expected
 

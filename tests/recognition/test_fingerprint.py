@@ -101,25 +101,25 @@ def test_a_wrapper_is_not_taken_for_what_it_wraps() -> None:
 # -- drift: the installed transformers against the tables
 
 
-TARGETS = [pytest.param(target, id=f"{name}-{target.qualname}") for name, target in ROWS]
+TARGETS = [pytest.param(spec, id=f"{name}-{spec.qualname}") for name, spec in ROWS]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_installed_code_is_what_the_table_expects(target: Any) -> None:
-    importlib.import_module(target.module)
-    owner, _, value = locate(target)
-    assert known()[target.code].why_not(value, owner) is None
+@pytest.mark.parametrize("spec", TARGETS)
+def test_the_installed_code_is_what_the_table_expects(spec: Any) -> None:
+    importlib.import_module(spec.module)
+    owner, _, value = locate(spec)
+    assert known()[spec.code].why_not(value, owner) is None
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_installed_code_is_no_other_leaf_of_the_same_op(target: Any) -> None:
-    importlib.import_module(target.module)
-    owner, _, value = locate(target)
-    op = known()[target.code].op
+@pytest.mark.parametrize("spec", TARGETS)
+def test_the_installed_code_is_no_other_leaf_of_the_same_op(spec: Any) -> None:
+    importlib.import_module(spec.module)
+    owner, _, value = locate(spec)
+    op = known()[spec.code].op
     fitting = [
         code.name for code in known().values() if code.op == op and not code.why_not(value, owner)
     ]
-    assert fitting == [target.code]
+    assert fitting == [spec.code]
 
 
 CODE = set(known())  # before any test registers one
@@ -127,7 +127,7 @@ CODE = set(known())  # before any test registers one
 
 def test_every_rule_is_in_some_table() -> None:
     """Leaves may be of other families: test_leaf_texts.py says where each of their texts is."""
-    used = {target.code for table in architectures().values() for target in table.targets}
+    used = {spec.code for table in architectures().values() for spec in table.sites}
     assert used >= {name for name in CODE if isinstance(known()[name], Rule)}
 
 
@@ -137,21 +137,21 @@ def test_every_rule_is_in_some_table() -> None:
 def refused(table: Architecture, op: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The reason why a table's only row is skipped; it is left as it was, and strict raises."""
     monkeypatch.setitem(architectures(), table.name, table)
-    (target,) = table.targets
+    (spec,) = table.sites
     importlib.import_module(table.module)
-    before = locate(target)[2]
+    before = locate(spec)[2]
     with (
         pytest.warns(KernelPatchWarning, match="is not patched by") as caught,
         hf_kernel_patch.patched(op, models=table.name) as report,
     ):
-        assert locate(target)[2] is before
+        assert locate(spec)[2] is before
         (row,) = report
     assert row.outcome == "skipped"
     assert row.reason in str(caught[0].message)
     with pytest.raises(KernelPatchError) as error:
         hf_kernel_patch.patch_transformers(op, models=table.name, strict=True)
     assert row.reason in str(error.value)
-    assert locate(target)[2] is before
+    assert locate(spec)[2] is before
     return row.reason
 
 
@@ -273,6 +273,6 @@ def test_somebody_elses_wrapper_is_refused(
     module = modelling("llama")
     monkeypatch.setitem(globals(), "rotate_half", module.rotate_half)  # as a from-import leaves it
     table = Architecture("llama", {qualname: form})
-    owner, name, value = locate(table.targets[0])
+    owner, name, value = locate(table.sites[0])
     monkeypatch.setattr(owner, name, foreign(value))
     assert __name__ in refused(table, known()[form].op, monkeypatch)

@@ -54,12 +54,12 @@ def functions_of(module: Any) -> Iterator[tuple[str, Any]]:
         ):
             yield f"{kind.__qualname__}.forward", vars(kind)["forward"]
     for table in architectures().values():
-        for target in table.targets if table.module == module.__name__ else ():
-            owner_name, _, name = target.qualname.rpartition(".")
+        for spec in table.sites if table.module == module.__name__ else ():
+            owner_name, _, name = spec.qualname.rpartition(".")
             owner = getattr(module, owner_name, None) if owner_name else module
             value = getattr(owner, name, None)
             if name != "forward" and value is not None:
-                yield target.qualname, value
+                yield spec.qualname, value
 
 
 def reproduced(value: Any) -> Any:

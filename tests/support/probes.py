@@ -38,11 +38,11 @@ def places() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for architecture in architectures().values():
         module = sys.modules.get(architecture.module)
-        for target in architecture.targets if module else ():
-            name, _, attribute = target.qualname.partition(".")
+        for spec in architecture.sites if module else ():
+            name, _, attribute = spec.qualname.partition(".")
             owner = getattr(module, name, None)
             if owner is not None:
-                found[target.site] = vars(owner).get(attribute) if attribute else owner
+                found[spec.name] = vars(owner).get(attribute) if attribute else owner
     return found
 
 

@@ -17,14 +17,14 @@ from hf_kernel_patch.recognition import known
 TRANSFORMERS_5 = Version(transformers.__version__) >= Version("5")
 #: Those that the installed transformers has.
 ARCHITECTURES = tuple(
-    name for name, table in architectures().items() if any(map(exists_here, table.targets))
+    name for name, table in architectures().items() if any(map(exists_here, table.sites))
 )
-#: Every row (architecture, target) of the tables that the installed transformers has.
+#: Every row (architecture, spec) of the tables that the installed transformers has.
 ROWS = tuple(
-    (name, target)
+    (name, spec)
     for name, table in architectures().items()
-    for target in table.targets
-    if exists_here(target)
+    for spec in table.sites
+    if exists_here(spec)
 )
 VOCABULARY = 128
 SIZES: dict[str, Any] = {

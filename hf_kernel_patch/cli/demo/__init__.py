@@ -96,8 +96,8 @@ def choose(model: str, device: str) -> tuple[str | tuple[str, ...], str]:
 
     The kernels that "auto" takes there, else all in plain PyTorch that the model has places for.
     """
-    targets = [target for target in architectures()[model].targets if exists_here(target)]
-    ops = {known()[target.code].op for target in targets}
+    specs = [spec for spec in architectures()[model].sites if exists_here(spec)]
+    ops = {known()[spec.code].op for spec in specs}
     usable = [
         kernel
         for kernel in registry.kernels().values()

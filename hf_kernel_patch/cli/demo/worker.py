@@ -128,5 +128,5 @@ def _originals(model: str) -> dict[str, Any]:
     """Site -> what is there now, for every row of the model's table."""
     architecture = architectures()[model]
     importlib.import_module(architecture.module)
-    found = {t.site: locate(t) for t in architecture.targets if exists_here(t)}
+    found = {t.name: locate(t) for t in architecture.sites if exists_here(t)}
     return {site: place[2] for site, place in found.items() if not isinstance(place, str)}

@@ -93,7 +93,7 @@ def test_the_installed_version_has_been_looked_through() -> None:
         pytest.skip(f"transformers {VERSION} is none of {', '.join(sorted(versions))}")
     named = {name.split()[0] for name in HERE}
     # The leaves of which the tables say that this version has them.
-    rows = {target.code for _, target in ROWS} & {leaf.name for leaf in LEAVES}
+    rows = {spec.code for _, spec in ROWS} & {leaf.name for leaf in LEAVES}
     assert {row for row in rows if any(name.split()[0] == row for name in EXPECTED)} <= named
 
 

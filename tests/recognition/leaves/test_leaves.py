@@ -134,16 +134,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), ROWS, ids=[f"{name}-{target.qualname}" for name, target in ROWS]
+    ("name", "spec"), ROWS, ids=[f"{name}-{spec.qualname}" for name, spec in ROWS]
 )
-def test_a_replacement_looks_like_the_original(name: str, target: Any) -> None:
+def test_a_replacement_looks_like_the_original(name: str, spec: Any) -> None:
     modelling(name)
-    original = locate(target)[2]
+    original = locate(spec)[2]
     with hf_kernel_patch.patched(ops_of(name), models=name, strict=True):
-        ours = locate(target)[2]
+        ours = locate(spec)[2]
     assert ours is not original
     assert inspect.signature(ours) == inspect.signature(original)
-    assert ours.__name__ == target.qualname.rpartition(".")[2]
+    assert ours.__name__ == spec.qualname.rpartition(".")[2]
     if inspect.isfunction(original):  # and not the module object that ``kernels`` makes of it
         for attribute in ("__qualname__", "__module__", "__doc__"):
             assert getattr(ours, attribute) == getattr(original, attribute)

@@ -31,7 +31,7 @@ def table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def patched(name: str) -> Any:
-    rows = architectures()[name].targets
+    rows = architectures()[name].sites
     kernels = {"residual_norm": ADD, "qk_norm_rope": HEADS}
     return hf_kernel_patch.patched([kernels[row.code] for row in rows], models=name, strict=True)
 
