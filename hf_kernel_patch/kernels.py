@@ -24,17 +24,17 @@ M = TypeVar("M", bound="nn.Module")
 class Op:
     """What all kernels of an op have in common, declared once.
 
-    ``why_not`` takes the op's arguments and says why no kernel can take such a call, or returns
-    None. Its keywords beside them are limits that a kernel may set.
+    ``why_fallback`` takes the op's arguments and says why no kernel can take such a call, or
+    returns None. Its keywords beside them are limits that a kernel may set.
     """
 
     name: str
-    why_not: Callable[..., str | None]
+    why_fallback: Callable[..., str | None]
 
     @cached_property
     def parameters(self) -> dict[str, object]:
         """The op's parameters in their order, with their defaults (``inspect.Parameter.empty``)."""
-        found = inspect.signature(self.why_not).parameters.values()
+        found = inspect.signature(self.why_fallback).parameters.values()
         return {one.name: one.default for one in found if one.kind is one.POSITIONAL_OR_KEYWORD}
 
 
@@ -48,10 +48,10 @@ class BaseKernel:
 
     kernel_id: ClassVar[str] = ""
     op: ClassVar[str] = ""
-    #: The op's declaration, where there is one: it gives ``op``, and ``refuse`` unless a kernel has
-    #: its own.
+    #: The op's declaration, where there is one: it gives ``op``, and ``why_fallback`` unless a
+    #: kernel has its own.
     implements: ClassVar[Op | None] = None
-    #: What ``refuse`` hands to the declaration's ``why_not`` beside a call's arguments.
+    #: What ``why_fallback`` hands to the declaration's ``why_fallback`` beside a call's arguments.
     limits: ClassVar[Mapping[str, float]] = {}
     #: torch's device type, or "any".
     device: ClassVar[str] = "any"
@@ -88,9 +88,12 @@ class BaseKernel:
         return f"needs the package {', '.join(missing)}" if missing else None
 
     @classmethod
-    def refuse(cls, *arguments: Any) -> str | None:
+    def why_fallback(cls, *arguments: Any) -> str | None:
         """Why this call's arguments go to the original code, or None; asked at every call."""
         return None
+
+    #: The old name, which every class has for its own.
+    refuse = why_fallback
 
     @classmethod
     def no_gain(cls, *arguments: Any) -> str | None:
@@ -120,15 +123,24 @@ class BaseKernel:
                 value = vars(cls)[f"_{name}"]
                 setattr(cls, name, getattr(value, "value", value))
         own, declared = vars(cls), cls.implements
+        if "refuse" in own and "why_fallback" not in own:
+            warnings.warn(
+                f"{cls.__qualname__}.refuse is old: call it why_fallback",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.why_fallback = own["refuse"]  # type: ignore[method-assign]
         if declared is not None and ("implements" in own or "limits" in own):
             cls.op = declared.name
-            given = isinstance(inspect.getattr_static(cls, "refuse"), staticmethod)
-            if "refuse" not in own and ("implements" in own or given):
-                # A plain function: refuse is asked at every call, where a frame or a partial costs.
-                why_not = declared.why_not
+            given = isinstance(inspect.getattr_static(cls, "why_fallback"), staticmethod)
+            if "why_fallback" not in own and ("implements" in own or given):
+                # A plain function: it is asked at every call, where a frame or a partial costs.
+                why_fallback = declared.why_fallback
                 if cls.limits:
-                    why_not = _with_keywords(why_not, cls.limits)
-                cls.refuse = staticmethod(why_not)  # type: ignore[method-assign]
+                    why_fallback = _with_keywords(why_fallback, cls.limits)
+                cls.why_fallback = staticmethod(why_fallback)  # type: ignore[method-assign]
+        if "why_fallback" in own:  # for who asks by the old name, super() among them
+            cls.refuse = own["why_fallback"]
 
 
 def _with_keywords(function: Any, values: Mapping[str, float]) -> Any:

@@ -11,6 +11,7 @@ import torch
 
 import hf_kernel_patch
 from hf_kernel_patch import BaseKernel, KernelUnavailableError, registry, settings
+from hf_kernel_patch.ops.rms_norm import TorchFusedRMSNorm
 from tests.support.probes import MOE, NORM, ROPE, SWIGLU, watched_kernel
 
 LOSS = "torch_fused_linear_cross_entropy"
@@ -254,3 +255,18 @@ def test_a_wrong_option_is_told_before_anything_is_patched(options: Any, message
         hf_kernel_patch.patch_transformers(LOSS, options=options)
     with pytest.raises(ValueError, match=message):
         hf_kernel_patch.patched(LOSS, options=options)
+
+
+def test_the_old_name_of_why_fallback_warns_and_works() -> None:
+    with pytest.warns(DeprecationWarning, match="call it why_fallback"):
+
+        class Old(TorchFusedRMSNorm):
+            @classmethod
+            def refuse(cls, x: Any, *rest: Any) -> str | None:
+                return "too long a row" if x.shape[-1] > 8 else super().refuse(x, *rest)
+
+    short, long = torch.ones(2, 8), torch.ones(2, 9)
+    assert Old.why_fallback(short, short[0], 1e-6) is None
+    assert Old.why_fallback(long, long[0], 1e-6) == "too long a row"
+    assert Old.why_fallback(short, long[0], 1e-6) == TorchFusedRMSNorm.refuse(short, long[0], 1e-6)
+    assert TorchFusedRMSNorm.refuse(short, long[0], 1e-6) is not None

@@ -40,7 +40,7 @@ def why_not(kernel: Kernel, device: str) -> str | None:
 
 def _builder(kernel: Kernel, **options: Any) -> Builder:
     def build(a: Arguments) -> Built:
-        if why := kernel.refuse(*vars(a).values()):
+        if why := kernel.why_fallback(*vars(a).values()):
             raise NotImplementedError(f"the kernel refuses this call: {why}")
         function = partial(kernel.load(), **options) if options else kernel.load()
         return function, tuple(vars(a).values())

@@ -18,7 +18,7 @@ _transforms, _tracing = torch._C._are_functorch_transforms_active, torch._C._get
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 
 
-def why_not(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
+def why_fallback(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
     """Why the original has to take this call, or None. ``kernel`` is a BaseKernel subclass.
 
     Asked at every call of every site, so it does no more than it must.

@@ -50,8 +50,8 @@ class Application:
         self._selection = models.select(tables)
         self.explicit = explicit
         self.rows: dict[SiteSpec, Row] = {}
-        #: What a kernel leaves to the original from the beginning, as the rows say it.
-        self._leaves: dict[SiteSpec, str] = {}
+        #: Why the original runs from the beginning, by site.
+        self._fallbacks: dict[SiteSpec, str] = {}
         self.modules: list[Module] = []
         self.model = weakref.ref(model)
         #: What a kernel's own ``apply`` has changed.
@@ -101,7 +101,7 @@ class Application:
         """Make the rows say what is true now."""
         for spec, row in self.rows.items():
             if row.outcome in (Outcome.PATCHED, Outcome.SHADOWED):
-                row.outcome, row.reason = Outcome.PATCHED, self._leaves.get(spec, "")
+                row.outcome, row.reason = Outcome.PATCHED, self._fallbacks.get(spec, "")
         found: dict[int, list[tuple[Row, Outcome, str]]] = {}
         for one in self.modules:
             for wish in one.wishes if one.module is not None else ():
@@ -195,8 +195,8 @@ class Application:
         row.code, row.original = spec.code, source_hash(patch.original(method))
         row._diff = partial(_diff, weakref.ref(patch), method)
         row.instances = (row.instances or 0) + 1
-        if not self.explicit and not self._leaves.get(spec):
-            self._leaves[spec] = known()[spec.code].leaves(module)
+        if not self.explicit and not self._fallbacks.get(spec):
+            self._fallbacks[spec] = known()[spec.code].why_fallback(module)
 
 
 def _diff(reference: weakref.ref[Module], method: str) -> str:

@@ -36,7 +36,7 @@ class Leaf:
             the replacement, a function of the very same parameters.
         helpers: source of what the function calls by name ("rotate_half", or "self._norm" for a
             method), which has to match as well; several sources if any of them will do.
-        leaves: why the replacement leaves a module as it is now to the original, unless its
+        why_fallback: why the replacement leaves a module as it is now to the original, unless its
             kernel was asked for by name; "" where it does not.
         inherited: whether classes that inherit the function have it replaced too, in modules
             with other code of the same op.
@@ -46,7 +46,7 @@ class Leaf:
     op: str
     variants: Mapping[str, Adapter]
     helpers: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    leaves: Callable[[Any], str] = lambda module: ""
+    why_fallback: Callable[[Any], str] = lambda module: ""
     inherited: bool = False
 
     def adapter_for(self, value: object, owner: object) -> Adapter | str:
@@ -136,7 +136,7 @@ class Rule:
         """Why a function holds none of the rule's code, nor what nearly is."""
         return f"no code that the rule {self.name} knows"
 
-    def leaves(self, module: nn.Module) -> str:
+    def why_fallback(self, module: nn.Module) -> str:
         """As of a leaf."""
         return ""
 

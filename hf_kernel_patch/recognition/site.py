@@ -80,9 +80,9 @@ class Site:
         self.swallowed: tuple[Swallowed, ...] = ()
         import torch
 
-        from hf_kernel_patch.ops.guard import why_not
+        from hf_kernel_patch.ops.guard import why_fallback
 
-        self._guard, self._compiling = why_not, torch.compiler.is_compiling
+        self._guard, self._compiling = why_fallback, torch.compiler.is_compiling
         # They keep what they import at their first call, which is not to be in a compiled graph.
         hooked_everywhere()
         compiling()
@@ -98,7 +98,7 @@ class Site:
         # A replica of DataParallel is a copy that lives for one call.
         return id(module) in self.modules or getattr(module, "_is_replica", False)
 
-    def declines(
+    def falls_back(
         self, *arguments: object, unless: str | None = None, module: nn.Module | None = None
     ) -> bool:
         """Whether this call falls back to the original; ``arguments`` are the op's.
@@ -111,14 +111,17 @@ class Site:
             unless
             or (self.swallowed and self._replaced(module))
             or self._guard(self.kernel, arguments)
-            or self.kernel.refuse(*arguments)
+            or self.kernel.why_fallback(*arguments)
             or (self._chooses and self.kernel.no_gain(*arguments))
         )
         if counting:
             self.count(fallback(reason) if reason else SERVED, module)
         return bool(reason)
 
-    def why_not(self, *tensors: object) -> str | None:
+    #: The old name.
+    declines = falls_back
+
+    def why_fallback(self, *tensors: object) -> str | None:
         """Why torch's state or these tensors send a call to the original, whatever the op."""
         return self._guard(self.kernel, tensors)
 

@@ -58,7 +58,7 @@ def test_status_of_a_type_names_every_site_and_leaves_nothing_patched(
 ) -> None:
     monkeypatch.setenv("HF_KERNEL_PATCH", ",".join(ops_of(name)))
     rows = answer("status", name)["rows"]
-    assert [row["site"] for row in rows] == [row.site for own, row in ROWS if own == name]
+    assert [row["site"] for row in rows] == [spec.name for own, spec in ROWS if own == name]
     assert {row["outcome"] for row in rows} == {"patched"}
     assert not hf_kernel_patch.status().rows
 

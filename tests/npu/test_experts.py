@@ -140,7 +140,7 @@ def test_long_lists_of_experts_are_served_in_slices(count: int, dtype: torch.dty
     index = [[i % count, (i + 1) % count] for i in range(count)]
     experts = Experts(count, tokens=count, width=8, hidden=8, dtype=dtype, index=index)
     arguments = experts.listed()
-    assert kernel_of("moe").refuse(*arguments) is None
+    assert kernel_of("moe").why_fallback(*arguments) is None
     found = function_of("moe")(*arguments)
     assert error(found.detach().cpu(), truth_of(arguments)) <= (1e-6 if dtype is F32 else 2e-2)
     found.sum().backward()
@@ -241,7 +241,7 @@ def test_autocast_leaves_stacked_experts_in_their_dtype_as_transformers_does() -
         experts = Experts(6, tokens=40, dtype=dtype)
         experts.hidden = experts.hidden.detach().to(hidden).requires_grad_()
         with torch.autocast("npu", dtype=F16):
-            assert kernel_of("moe").refuse(*experts.stacked()) is None
+            assert kernel_of("moe").why_fallback(*experts.stacked()) is None
             found = function_of("moe")(*experts.stacked())
         assert found.dtype == hidden
         limit = 1e-6 if dtype is F32 else 2e-2
@@ -267,7 +267,7 @@ def test_lists_of_experts_under_autocast_are_no_further_from_the_truth(dtype: to
         return [out.detach().cpu(), *(grad.cpu() for grad in grads)]
 
     arguments = Experts(6, tokens=40).listed()
-    assert kernel_of("moe").refuse(*arguments) is None
+    assert kernel_of("moe").why_fallback(*arguments) is None
     reset_calls()
     found = run(function_of("moe"), arguments)
     assert calls()["npu_grouped_matmul"] == 9  # which lists in float32 do not have
@@ -283,7 +283,7 @@ def test_experts_that_the_operators_do_not_take_go_back() -> None:
     def why(arguments: tuple[Any, ...], **changes: Any) -> str:
         names = ("hidden", "index", "weights", "gate_up", "down", "activation")
         changed = {**dict(zip(names, arguments, strict=True)), **changes}
-        return str(kernel_of("moe").refuse(*changed.values()))
+        return str(kernel_of("moe").why_fallback(*changed.values()))
 
     plain = Experts(6).stacked()
     assert why(plain) == "None"

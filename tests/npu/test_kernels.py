@@ -42,7 +42,7 @@ PLAIN = [
     case
     for table in TABLES
     for case in table.PLAIN
-    if not kernel_of(case.op).refuse(*case.inputs("cpu")[0])
+    if not kernel_of(case.op).why_fallback(*case.inputs("cpu")[0])
 ]
 
 
@@ -106,7 +106,9 @@ def test_add_rms_norm_is_one_operator_forward_and_one_backward(dtype: torch.dtyp
 def test_add_rms_norm_that_the_operator_does_not_take_goes_back(
     x: Any, residual: Any, weight: Any, why: str
 ) -> None:
-    refused = kernel_of("add_rms_norm").refuse(drawn(*x), drawn(*residual), drawn(*weight), 1e-6)
+    refused = kernel_of("add_rms_norm").why_fallback(
+        drawn(*x), drawn(*residual), drawn(*weight), 1e-6
+    )
     assert refused is not None and why in refused
 
 
@@ -124,7 +126,7 @@ def test_gemmas_weight_is_not_rounded_when_one_is_added() -> None:
     [((64,), (64,), "2 to 8"), ((0, 64), (64,), "2 to 8"), ((2, 64), (1,), "the weight")],
 )
 def test_rms_norm_that_the_operator_does_not_take_goes_back(x: Any, weight: Any, why: str) -> None:
-    refused = kernel_of("rms_norm").refuse(drawn(*x), drawn(*weight), 1e-6, 0.0, True)
+    refused = kernel_of("rms_norm").why_fallback(drawn(*x), drawn(*weight), 1e-6, 0.0, True)
     assert refused is not None and why in refused
 
 
@@ -191,7 +193,7 @@ def test_swiglu_that_the_operator_does_not_take_goes_back(
     gate: Any, activation: str, why: str
 ) -> None:
     up = drawn(*gate) if activation != "silu" or why != "dtype or shape" else drawn(3, 32)
-    refused = kernel_of("swiglu").refuse(drawn(*gate), up, activation)
+    refused = kernel_of("swiglu").why_fallback(drawn(*gate), up, activation)
     assert refused is not None and why in refused
 
 

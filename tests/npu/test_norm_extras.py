@@ -34,7 +34,7 @@ def test_the_norm_is_one_operator_each_way(
     weight = drawn(64, dtype=F32) if weighted else None
     gate = drawn(2, 5, 64, dtype=dtype, seed=1) if gated else None
     given = x, weight, 1e-6, 0.0, True, gate, *extras
-    assert kernel_of("rms_norm").refuse(*given) is None
+    assert kernel_of("rms_norm").why_fallback(*given) is None
     reset_calls()
     out = function_of("rms_norm")(*given)
     out.backward(torch.ones_like(out))
@@ -45,16 +45,16 @@ def test_the_norm_is_one_operator_each_way(
 
 def test_groups_are_a_dimension_more() -> None:
     x, weight = drawn(*(1,) * 7, 8), drawn(8)
-    refuse = kernel_of("rms_norm").refuse
-    assert refuse(x, weight, 1e-6) is None
-    assert "dimensions" in str(refuse(x, weight, 1e-6, 0.0, True, None, 4))
+    why_fallback = kernel_of("rms_norm").why_fallback
+    assert why_fallback(x, weight, 1e-6) is None
+    assert "dimensions" in str(why_fallback(x, weight, 1e-6, 0.0, True, None, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_whole_numbers_go_back(dtype: torch.dtype) -> None:
     x, weight = drawn(2, 8), drawn(8)
     whole = x.detach().to(dtype)
-    assert "floating point" in str(kernel_of("rms_norm").refuse(whole, weight, 1e-6))
+    assert "floating point" in str(kernel_of("rms_norm").why_fallback(whole, weight, 1e-6))
     for pair in ((whole, x), (x, whole)):
-        refused = kernel_of("add_rms_norm").refuse(*pair, weight, 1e-6)
+        refused = kernel_of("add_rms_norm").why_fallback(*pair, weight, 1e-6)
         assert "floating point" in str(refused)

@@ -20,7 +20,7 @@ from tests.support.tiny import error
 def test_rope_turns_attentions_q_and_k_without_a_copy(grad: bool) -> None:
     q, k = drawn(2, 9, 4, 64, grad=grad), drawn(2, 9, 2, 64, seed=1, grad=grad)
     cos, sin = rotary(q, heads=2)
-    assert kernel_of("rope").refuse(q.transpose(1, 2), k.transpose(1, 2), cos, sin) is None
+    assert kernel_of("rope").why_fallback(q.transpose(1, 2), k.transpose(1, 2), cos, sin) is None
 
     def step() -> None:
         turned, other = function_of("rope")(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
@@ -37,7 +37,7 @@ def test_rope_of_one_token_and_many_sequences_is_served() -> None:
     q, k = drawn(9, 1, 8, 64, grad=False), drawn(9, 1, 2, 64, seed=1, grad=False)
     cos, sin = rotary(q, batch=9, heads=2)
     arguments = q.transpose(1, 2), k.transpose(1, 2), cos, sin, 1, False
-    assert kernel_of("rope").refuse(*arguments) is None
+    assert kernel_of("rope").why_fallback(*arguments) is None
     case = cases_rope.case("llama")
     for ours, theirs in zip(
         function_of("rope")(*arguments),
@@ -50,7 +50,7 @@ def test_rope_of_one_token_and_many_sequences_is_served() -> None:
 def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
     q, k = drawn(2, 4, 9, 64, grad=False), drawn(2, 2, 9, 64, seed=1, grad=False)
     cos, sin = rotary(q)
-    assert kernel_of("rope").refuse(q, k, cos, sin, -3) is None
+    assert kernel_of("rope").why_fallback(q, k, cos, sin, -3) is None
     for ours, theirs in zip(
         function_of("rope")(q, k, cos, sin, -3), function_of("rope")(q, k, cos, sin), strict=True
     ):
@@ -74,7 +74,7 @@ def test_rope_of_a_negative_dimension_is_that_dimension() -> None:
 )
 def test_rope_that_the_operator_does_not_take_goes_back(q: Any, cos: Any, why: str) -> None:
     angles = torch.ones(cos, device="npu")
-    refused = kernel_of("rope").refuse(drawn(*q), drawn(*q), angles, angles, 1, False)
+    refused = kernel_of("rope").why_fallback(drawn(*q), drawn(*q), angles, angles, 1, False)
     assert refused is not None and why in refused
 
 
@@ -87,7 +87,7 @@ def test_rope_of_pairs_is_served(pairs: str, angles: str, one: bool, factor: flo
     width = 32 if angles == "pairs" else 64
     cos, sin = (drawn(1, 9, width, seed=s, grad=False).sin() * factor for s in (2, 3))
     given = q, k, cos, sin, 1, False, pairs, angles, True
-    assert kernel_of("rope").refuse(*given) is None
+    assert kernel_of("rope").why_fallback(*given) is None
     reset_calls()
     found = [out for out in function_of("rope")(*given) if out is not None]
     torch.autograd.backward(found, [out.detach() for out in found])
@@ -108,7 +108,7 @@ def test_rope_of_packed_sequences_is_one_operator_each() -> None:
     q, k, _ = drawn(9, 3, 4, 64, grad=False).unbind(1)
     cos, sin = (drawn(9, 64, seed=s, grad=False).sin() for s in (2, 3))
     given = q, k, cos, sin, -2, True, "halves", "elements", True
-    assert kernel_of("rope").refuse(*given) is None
+    assert kernel_of("rope").why_fallback(*given) is None
     assert used(function_of("rope"), *given)["npu_rotary_mul"] == 2
     found = function_of("rope")(*given)
     wide = (x.cpu().double() for x in given[:4])
@@ -120,12 +120,12 @@ def test_rope_of_packed_sequences_is_one_operator_each() -> None:
 def test_rope_of_pairs_of_neighbours_beyond_the_operator_goes_back() -> None:
     q = drawn(2, 4, 9, 64, grad=False)
     cos, sin = (drawn(2, 9, 64, seed=s, grad=False).sin() for s in (2, 3))
-    refused = kernel_of("rope").refuse(q, q, cos, sin, 1, False, "interleaved")
+    refused = kernel_of("rope").why_fallback(q, q, cos, sin, 1, False, "interleaved")
     assert refused is not None and "of all sequences" in refused
     many = drawn(500, 2, 9, 64, grad=False)
-    refused = kernel_of("rope").refuse(many, many, cos[:1], sin[:1], 1, False, "interleaved")
+    refused = kernel_of("rope").why_fallback(many, many, cos[:1], sin[:1], 1, False, "interleaved")
     assert refused is not None and "of all sequences" in refused
-    assert kernel_of("rope").refuse(many, many, cos[:1], sin[:1]) is None
+    assert kernel_of("rope").why_fallback(many, many, cos[:1], sin[:1]) is None
 
 
 @pytest.mark.parametrize("width", [64, 48])
@@ -136,7 +136,7 @@ def test_rope_of_scaled_angles_is_served_within_the_operators_range(
 ) -> None:
     q, k = drawn(2, 4, 9, 64, dtype=dtype), drawn(2, 2, 9, 64, seed=1, dtype=dtype)
     cos, sin = (angle * factor for angle in rotary(q, width=width))
-    assert kernel_of("rope").refuse(q, k, cos, sin) is None
+    assert kernel_of("rope").why_fallback(q, k, cos, sin) is None
     reset_calls()
     outs = function_of("rope")(q, k, cos, sin)
     torch.autograd.backward(outs, [out.detach() for out in outs])
@@ -178,19 +178,19 @@ def test_rope_of_angles_without_a_range_goes_back(monkeypatch: pytest.MonkeyPatc
     for value in (float("inf"), float("nan")):
         wrong = sin.clone()
         wrong[0, 0, 0] = value
-        assert kernel_of("rope").refuse(q, q, cos, wrong) == "cos or sin is not finite"
+        assert kernel_of("rope").why_fallback(q, q, cos, wrong) == "cos or sin is not finite"
         with pytest.raises(ValueError, match="not finite"):
             function_of("rope")(q, q, cos, wrong)
     monkeypatch.setattr(torch.npu, "is_current_stream_capturing", lambda: True)
-    assert "while a graph is captured" in str(kernel_of("rope").refuse(q, q, cos, sin))
+    assert "while a graph is captured" in str(kernel_of("rope").why_fallback(q, q, cos, sin))
     monkeypatch.undo()
-    assert kernel_of("rope").refuse(q, q, cos, sin) is None
+    assert kernel_of("rope").why_fallback(q, q, cos, sin) is None
     monkeypatch.setattr(torch.npu, "is_current_stream_capturing", lambda: True)
-    assert kernel_of("rope").refuse(q, q, cos, sin) is None  # read before
+    assert kernel_of("rope").why_fallback(q, q, cos, sin) is None  # read before
 
 
 def test_rope_with_angles_that_need_a_gradient_goes_back() -> None:
     q = drawn(1, 4, 9, 64)
     cos, sin = rotary(q)
-    why = kernel_of("rope").refuse(q, q, cos.requires_grad_(), sin, 1, False)
+    why = kernel_of("rope").why_fallback(q, q, cos.requires_grad_(), sin, 1, False)
     assert why == "cos or sin needs a gradient"

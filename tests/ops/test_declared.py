@@ -41,12 +41,12 @@ def test_the_parameters_are_those_of_the_reference(name: str) -> None:
 
 def test_a_kernel_has_the_declared_check_with_its_limits() -> None:
     x, wide = torch.ones(2, 4), torch.ones(1, WIDEST + 1)
-    assert TorchFusedRMSNorm.refuse is RMS_NORM.why_not
-    assert TorchFusedRMSNorm.refuse(wide, wide[0], 1e-6) is None
-    assert f"more than {WIDEST}" in str(CudaFusedRMSNorm.refuse(wide, wide[0], 1e-6))
+    assert TorchFusedRMSNorm.why_fallback is RMS_NORM.why_not
+    assert TorchFusedRMSNorm.why_fallback(wide, wide[0], 1e-6) is None
+    assert f"more than {WIDEST}" in str(CudaFusedRMSNorm.why_fallback(wide, wide[0], 1e-6))
     for kernel in (TorchFusedRMSNorm, CudaFusedRMSNorm):
-        assert kernel.refuse(x, x[0], 1e-6) is None
-        assert "whole groups" in str(kernel.refuse(x, x[0], 1e-6, group_size=3))
+        assert kernel.why_fallback(x, x[0], 1e-6) is None
+        assert "whole groups" in str(kernel.why_fallback(x, x[0], 1e-6, group_size=3))
 
 
 def test_a_kernel_may_have_a_check_of_its_own() -> None:
@@ -54,22 +54,22 @@ def test_a_kernel_may_have_a_check_of_its_own() -> None:
         implements = RMS_NORM
 
         @classmethod
-        def refuse(cls, x: Any, *arguments: Any) -> str | None:
+        def why_fallback(cls, x: Any, *arguments: Any) -> str | None:
             return cls.__name__ if x.dim() > 2 else RMS_NORM.why_not(x, *arguments)
 
     class Heir(CudaFusedRMSNorm):
         @classmethod
-        def refuse(cls, *arguments: Any) -> str | None:
-            return super().refuse(*arguments) or "never"
+        def why_fallback(cls, *arguments: Any) -> str | None:
+            return super().why_fallback(*arguments) or "never"
 
     class Plain(BaseKernel):
         op = "rms_norm"
 
     x = torch.ones(2, 4)
     assert Own.op == Heir.op == "rms_norm"
-    assert Own.refuse(x, x[0], 1e-6) is None
-    assert Own.refuse(x[None], x[0], 1e-6) == "Own"
-    assert "weight" in str(Own.refuse(x, x, 1e-6))
-    assert Heir.refuse(x, x[0], 1e-6) == "never"
-    assert "weight" in str(Heir.refuse(x, x, 1e-6))
-    assert Plain.implements is None and Plain.refuse(x, x, 1e-6) is None
+    assert Own.why_fallback(x, x[0], 1e-6) is None
+    assert Own.why_fallback(x[None], x[0], 1e-6) == "Own"
+    assert "weight" in str(Own.why_fallback(x, x, 1e-6))
+    assert Heir.why_fallback(x, x[0], 1e-6) == "never"
+    assert "weight" in str(Heir.why_fallback(x, x, 1e-6))
+    assert Plain.implements is None and Plain.why_fallback(x, x, 1e-6) is None

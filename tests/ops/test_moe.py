@@ -48,14 +48,14 @@ def test_lists_and_stacks_give_the_same_and_unused_list_experts_get_no_gradient(
 @pytest.mark.parametrize("part", ["gate_up", "down"])
 def test_any_weight_of_another_dtype_is_refused(part: str, listed: bool) -> None:
     (*routed, gate_up, down, activation), _ = case("several experts", listed=listed).inputs("cpu")
-    assert TorchFusedMoE.refuse(*routed, gate_up, down, activation) is None
+    assert TorchFusedMoE.why_fallback(*routed, gate_up, down, activation) is None
     if part == "gate_up":
         gate_up = (
             [*gate_up[:-1], (gate_up[-1][0], gate_up[-1][1].half())] if listed else gate_up.half()
         )
     else:
         down = [*down[:-1], down[-1].half()] if listed else down.half()
-    assert "differ in dtype" in str(TorchFusedMoE.refuse(*routed, gate_up, down, activation))
+    assert "differ in dtype" in str(TorchFusedMoE.why_fallback(*routed, gate_up, down, activation))
 
 
 def grouped_flop(a: Any, b: Any, *_: Any, **__: Any) -> int:

@@ -79,12 +79,12 @@ def test_experts_of_other_ranks_are_skipped_as_transformers_does() -> None:
 @pytest.mark.parametrize("kernel", [CudaFusedMoE, NpuFusedMoE])
 def test_other_kernels_leave_it(kernel: Any) -> None:
     for one in PLAIN:
-        assert "no gate of the experts' own" in str(kernel.refuse(*one.inputs("cpu")[0]))
+        assert "no gate of the experts' own" in str(kernel.why_fallback(*one.inputs("cpu")[0]))
 
 
 def test_a_bias_of_another_dtype_is_refused() -> None:
     *routed, gating = case("several experts").inputs("cpu")[0]
-    assert TorchFusedMoE.refuse(*routed, gating) is None
+    assert TorchFusedMoE.why_fallback(*routed, gating) is None
     for name in ("gate_up_bias", "down_bias"):
         other = gating._replace(**{name: getattr(gating, name).half()})
-        assert "differ in dtype" in str(TorchFusedMoE.refuse(*routed, other))
+        assert "differ in dtype" in str(TorchFusedMoE.why_fallback(*routed, other))

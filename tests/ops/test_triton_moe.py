@@ -260,18 +260,18 @@ def test_refuses_experts_that_the_kernels_cannot_read(
     change: Callable[..., Any], reason: str
 ) -> None:
     hidden, index, weights, gate_up, down, activation = inputs(sizes=EVEN)
-    assert MOE.refuse(hidden, index, weights, gate_up, down, activation) is None
+    assert MOE.why_fallback(hidden, index, weights, gate_up, down, activation) is None
     hidden, gate_up = change(hidden, gate_up)
-    assert reason in str(MOE.refuse(hidden, index, weights, gate_up, down, activation))
+    assert reason in str(MOE.why_fallback(hidden, index, weights, gate_up, down, activation))
 
 
 @needs_gpu
 def test_refuses_many_rows_in_exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = inputs("many tokens")
-    assert MOE.refuse(*arguments) is None
+    assert MOE.why_fallback(*arguments) is None
     monkeypatch.setattr(MOE, "most_exact_rows", 16)
-    assert "exact float32" in str(MOE.refuse(*arguments))
-    assert MOE.refuse(*inputs("many tokens", BF16)) is None
+    assert "exact float32" in str(MOE.why_fallback(*arguments))
+    assert MOE.why_fallback(*inputs("many tokens", BF16)) is None
 
 
 @pytest.mark.parametrize("table", ["HOPPER", "PLAIN", "WIDE", "INTERPRETED"])

@@ -187,11 +187,11 @@ def test_the_blocks_depend_on_the_width_and_the_device_alone() -> None:
 
 def test_refuses_a_weight_of_another_width_and_a_residual_of_another_shape() -> None:
     x, residual, weight = operands("add_rms_norm")
-    assert NORM.refuse(x, weight, EPS) is None
-    assert "weight" in str(NORM.refuse(x, weight[:1], EPS))
-    assert ADD.refuse(x, residual, weight, EPS) is None
-    assert "residual" in str(ADD.refuse(x, residual[:1], weight, EPS))
-    assert "weight" in str(ADD.refuse(x, residual, weight[:1], EPS))
+    assert NORM.why_fallback(x, weight, EPS) is None
+    assert "weight" in str(NORM.why_fallback(x, weight[:1], EPS))
+    assert ADD.why_fallback(x, residual, weight, EPS) is None
+    assert "residual" in str(ADD.why_fallback(x, residual[:1], weight, EPS))
+    assert "weight" in str(ADD.why_fallback(x, residual, weight[:1], EPS))
 
 
 def test_the_probe_runs_a_kernel_or_says_why_not() -> None:

@@ -52,23 +52,23 @@ def test_rows_in_groups_too_wide_for_registers_and_gates_without_a_weight() -> N
 def test_refuses_what_no_kernel_can_take() -> None:
     x, gate, weight = operands("rms_norm_in_groups")
     given = weight, EPS, 0.0, True
-    assert NORM.refuse(x, None, EPS) is None
-    assert NORM.refuse(x, *given, gate, 8) is None
+    assert NORM.why_fallback(x, None, EPS) is None
+    assert NORM.why_fallback(x, *given, gate, 8) is None
     for group_size in (7, 0, -8, 48):
-        assert "whole groups" in str(NORM.refuse(x, *given, None, group_size))
-    assert "another shape" in str(NORM.refuse(x, *given, gate[:1], 8, False))
+        assert "whole groups" in str(NORM.why_fallback(x, *given, None, group_size))
+    assert "another shape" in str(NORM.why_fallback(x, *given, gate[:1], 8, False))
     for kind in (torch.int64, torch.int32, torch.bool):
-        assert "floating point" in str(NORM.refuse(x.detach().to(kind), weight, EPS))
+        assert "floating point" in str(NORM.why_fallback(x.detach().to(kind), weight, EPS))
         whole = x.detach().to(kind)
-        assert "floating point" in str(ADD.refuse(whole, whole, weight, EPS))
-        assert "floating point" in str(ADD.refuse(x, whole, weight, EPS))
+        assert "floating point" in str(ADD.why_fallback(whole, whole, weight, EPS))
+        assert "floating point" in str(ADD.why_fallback(x, whole, weight, EPS))
     point = torch.tensor(2.0, device=DEVICE)
-    assert "weight" in str(NORM.refuse(point, point, EPS))
-    assert "weight" in str(NORM.refuse(point, None, EPS))
-    assert "weight" in str(ADD.refuse(point, point, point, EPS))
+    assert "weight" in str(NORM.why_fallback(point, point, EPS))
+    assert "weight" in str(NORM.why_fallback(point, None, EPS))
+    assert "weight" in str(ADD.why_fallback(point, point, point, EPS))
     wide = torch.empty(1, 65537, device="meta")
-    assert "65536" in str(NORM.refuse(wide, wide[0], EPS))
-    assert "65536" in str(ADD.refuse(wide, wide, wide[0], EPS))
+    assert "65536" in str(NORM.why_fallback(wide, wide[0], EPS))
+    assert "65536" in str(ADD.why_fallback(wide, wide, wide[0], EPS))
 
 
 @pytest.mark.parametrize("shape", [(0, 24), (3, 0)])

@@ -170,7 +170,7 @@ PAIRED = [
 def test_pairs_and_angles(pairs: str, angles: str, width: int, heads: tuple[int, int]) -> None:
     q, k, cos, sin = operands(ROPE, heads, width=width, tokens=3)
     given = q, k if heads[1] else None, cos, sin, 1, False, pairs, angles
-    assert ROPE.refuse(*given) is None
+    assert ROPE.why_fallback(*given) is None
     found, wide = ROPE.load()(*given), truth(ROPE, given)
     found, wide = (
         [out for out in outputs if out is not None] for outputs in (list(found), list(wide))
@@ -213,7 +213,7 @@ def test_packed_sequences_and_angles_without_a_batch(
     q, k = q.requires_grad_(), None if one else k.requires_grad_()
     cos, sin = (draw(angles, seed=seed, grad=False, device=DEVICE) for seed in (2, 3))
     given = q, k, cos, sin, unsqueeze_dim
-    assert ROPE.refuse(*given) is None
+    assert ROPE.why_fallback(*given) is None
     found, wide = ROPE.load()(*given), truth(ROPE, given)
     assert (found[1] is None) == one
     found, wide = found[: 1 + (not one)], wide[: 1 + (not one)]
@@ -377,8 +377,8 @@ def test_opcheck(kernel: Any) -> None:
 )
 def test_rope_refuses(change: Callable[..., Any], reason: str) -> None:
     arguments = operands(ROPE, grad=False)
-    assert ROPE.refuse(*arguments) is None
-    assert reason in str(ROPE.refuse(*change(*arguments)))
+    assert ROPE.why_fallback(*arguments) is None
+    assert reason in str(ROPE.why_fallback(*change(*arguments)))
 
 
 def test_rope_of_other_dimensions_raises_where_nobody_asks_it_to_refuse() -> None:
@@ -389,8 +389,8 @@ def test_rope_of_other_dimensions_raises_where_nobody_asks_it_to_refuse() -> Non
 
 def test_qk_norm_rope_refuses_weights_of_another_width() -> None:
     q, k, q_weight, *rest = operands(NORMED, grad=False)
-    assert NORMED.refuse(q, k, q_weight, *rest) is None
-    assert "weights" in str(NORMED.refuse(q, k, q_weight[:8], *rest))
+    assert NORMED.why_fallback(q, k, q_weight, *rest) is None
+    assert "weights" in str(NORMED.why_fallback(q, k, q_weight[:8], *rest))
 
 
 @needs_gpu

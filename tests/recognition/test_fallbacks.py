@@ -207,12 +207,12 @@ def test_a_kernel_that_knows_no_gate_gets_none() -> None:
     def five(x: Any, weight: Any, eps: float, offset: float, cast_first: bool) -> torch.Tensor:
         return rms_norm(x, weight, eps, offset, cast_first)
 
-    def refuse(cls: Any, x: Any, weight: Any, eps: Any, offset: Any, cast_first: Any) -> None:
+    def why_fallback(cls: Any, x: Any, weight: Any, eps: Any, offset: Any, cast_first: Any) -> None:
         return None
 
     model = tiny_model("qwen3_next")
     eager = model(tokens()).logits
-    for members in ({"function": five}, {"refuse": classmethod(refuse)}):
+    for members in ({"function": five}, {"why_fallback": classmethod(why_fallback)}):
         chosen = {"include": "own_rmsnorm", "models": "qwen3_next"}
         with watched_kernel(**members), hf_kernel_patch.patched(**chosen) as report:
             assert torch.equal(model(tokens()).logits, eager)

@@ -102,8 +102,8 @@ def test_it_changes_nothing_where_it_serves_nothing(
     model, truth = build(name).train(), right(name)
     with wrong(op) as made:
         kernel = made.kernel_id
-        refuse = staticmethod(lambda *arguments: "it never serves")
-        monkeypatch.setattr(registry.kernels()[kernel], "refuse", refuse)
+        why_fallback = staticmethod(lambda *arguments: "it never serves")
+        monkeypatch.setattr(registry.kernels()[kernel], "why_fallback", why_fallback)
         if scope == "one model":
             hf_kernel_patch.apply_kernel(kernel, model=model)
         else:

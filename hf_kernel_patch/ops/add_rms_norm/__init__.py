@@ -13,7 +13,7 @@ from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rms_norm import WIDEST, NpuFusedRMSNorm
 
 
-def _why_not(
+def _why_fallback(
     x: Any,
     residual: Any,
     weight: Any,
@@ -36,7 +36,7 @@ def _why_not(
     return None
 
 
-ADD_RMS_NORM = Op("add_rms_norm", _why_not)
+ADD_RMS_NORM = Op("add_rms_norm", _why_fallback)
 
 
 @register_kernel
@@ -64,9 +64,9 @@ class NpuFusedAddRMSNorm(BaseKernel):
     function = "hf_kernel_patch.ops.add_rms_norm.npu:add_rms_norm"
 
     @classmethod
-    def refuse(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
+    def why_fallback(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
         if x.shape != residual.shape:
             return "x and the residual differ in shape"
         if not residual.is_floating_point():
             return "the residual is not of floating point"
-        return NpuFusedRMSNorm.refuse(x, weight, *options)
+        return NpuFusedRMSNorm.why_fallback(x, weight, *options)

@@ -11,7 +11,9 @@ from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 
-def _why_not(hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any) -> str | None:
+def _why_fallback(
+    hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
+) -> str | None:
     """Why the head would not take these hidden states either, or takes them in its own way."""
     if hidden.device != weight.device:
         return "hidden states and head are on different devices"
@@ -26,7 +28,7 @@ def _why_not(hidden: Any, weight: Any, labels: Any, bias: Any = None, **options:
     return None
 
 
-LINEAR_CROSS_ENTROPY = Op("linear_cross_entropy", _why_not)
+LINEAR_CROSS_ENTROPY = Op("linear_cross_entropy", _why_fallback)
 
 #: Exactly rounded gradients of the weight; MiB of logits in hand, None for the kernel's own choice;
 #: token accuracy and mean entropy as attributes of the output; logits at once; z-loss.

@@ -15,7 +15,7 @@ from hf_kernel_patch.ops.moe.experts import flatten
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
 
 
-def _why_not(
+def _why_fallback(
     hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any = "silu"
 ) -> str | None:
     """Why these tokens and routes are for the original alone, or None.
@@ -30,7 +30,7 @@ def _why_not(
     return None
 
 
-MOE = Op("moe", _why_not)
+MOE = Op("moe", _why_fallback)
 
 
 @register_kernel
@@ -43,7 +43,7 @@ class TorchFusedMoE(BaseKernel):
     takes_gating = True
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
         import torch
@@ -56,7 +56,7 @@ class TorchFusedMoE(BaseKernel):
             parts += [bias for bias in biases if bias is not None]
         if any(one.dtype != hidden.dtype for one in parts):
             return "the hidden states and the experts differ in dtype"
-        return _why_not(hidden, index, weights, gate_up, down, activation)
+        return _why_fallback(hidden, index, weights, gate_up, down, activation)
 
 
 @register_kernel
@@ -82,12 +82,12 @@ class CudaFusedMoE(TritonKernel):
         return super().check_deps()
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
         if not isinstance(activation, str):
             return OWN_GATE
-        if why := TorchFusedMoE.refuse(hidden, index, weights, gate_up, down, activation):
+        if why := TorchFusedMoE.why_fallback(hidden, index, weights, gate_up, down, activation):
             return why
         if any(
             one.device != hidden.device or not one.is_contiguous() for one in flatten(gate_up, down)
@@ -115,7 +115,7 @@ class NpuFusedMoE(BaseKernel):
     function = "hf_kernel_patch.ops.moe.npu:moe"
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
     ) -> str | None:
         if not isinstance(activation, str):
@@ -134,4 +134,4 @@ class NpuFusedMoE(BaseKernel):
             return "npu_grouped_matmul takes 1024 experts and widths under 65536"
         if index is not None and (index.numel() >= 16777215 or index.shape[-1] > 512):
             return "npu_moe_token_permute takes 512 experts a token and 16777214 pairs"
-        return _why_not(hidden, index, weights, gate_up, down, activation)
+        return _why_fallback(hidden, index, weights, gate_up, down, activation)

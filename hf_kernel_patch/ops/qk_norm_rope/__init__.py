@@ -9,11 +9,11 @@ from typing import Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
-from hf_kernel_patch.ops.rope import why_not_over_heads
+from hf_kernel_patch.ops.rope import why_fallback_over_heads
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES
 
 
-def _why_not(
+def _why_fallback(
     q: Any,
     k: Any,
     q_weight: Any,
@@ -29,10 +29,10 @@ def _why_not(
     pairs: str = HALVES,
     angles: str = ELEMENTS,
 ) -> str | None:
-    return why_not_over_heads(q, k, cos, sin, 2)
+    return why_fallback_over_heads(q, k, cos, sin, 2)
 
 
-QK_NORM_ROPE = Op("qk_norm_rope", _why_not)
+QK_NORM_ROPE = Op("qk_norm_rope", _why_fallback)
 
 
 @register_kernel
@@ -49,7 +49,7 @@ class CudaFusedQKNormRoPE(TritonKernel):
     function = "hf_kernel_patch.ops.qk_norm_rope.operator:qk_norm_rope"
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls,
         q: Any,
         k: Any,
@@ -66,4 +66,4 @@ class CudaFusedQKNormRoPE(TritonKernel):
             return "the tensors are on different devices"
         if cos.dtype != sin.dtype:
             return "cos and sin are of different dtypes"
-        return why_not_over_heads(q, k, cos, sin, 2)
+        return why_fallback_over_heads(q, k, cos, sin, 2)

@@ -15,7 +15,7 @@ from hf_kernel_patch.ops.descriptor import TritonKernel
 WIDEST = 65536
 
 
-def _why_not(
+def _why_fallback(
     x: Any,
     weight: Any,
     eps: float,
@@ -45,7 +45,7 @@ def _why_not(
     return None
 
 
-RMS_NORM = Op("rms_norm", _why_not)
+RMS_NORM = Op("rms_norm", _why_fallback)
 
 
 @register_kernel
@@ -75,7 +75,7 @@ class NpuFusedRMSNorm(BaseKernel):
     function = "hf_kernel_patch.ops.rms_norm.npu:rms_norm"
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls,
         x: Any,
         weight: Any,
@@ -93,4 +93,4 @@ class NpuFusedRMSNorm(BaseKernel):
             return "npu_rms_norm takes 2 to 8 dimensions and an element at least"
         if cast_scale and x.element_size() != 4:
             return "npu_rms_norm rounds the norm, not the scale"
-        return _why_not(x, weight, eps, offset, cast_first, gate, group_size)
+        return _why_fallback(x, weight, eps, offset, cast_first, gate, group_size)

@@ -24,7 +24,7 @@ GRADIENT = "cos or sin needs a gradient"
 DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"
 
 
-def _why_not(
+def _why_fallback(
     q: Any,
     k: Any,
     cos: Any,
@@ -45,7 +45,7 @@ def _why_not(
     return None
 
 
-ROPE = Op("rope", _why_not)
+ROPE = Op("rope", _why_fallback)
 
 
 @register_kernel
@@ -79,7 +79,7 @@ class CudaFusedRoPE(TritonKernel):
     function = "hf_kernel_patch.ops.rope.triton:rope"
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls,
         q: Any,
         k: Any,
@@ -92,11 +92,11 @@ class CudaFusedRoPE(TritonKernel):
         *options: Any,
     ) -> str | None:
         if usual(q, cos, unsqueeze_dim):
-            return why_not_over_heads(q, k, cos, sin, unsqueeze_dim, angles)
-        return why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles)
+            return why_fallback_over_heads(q, k, cos, sin, unsqueeze_dim, angles)
+        return why_fallback_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles)
 
 
-def why_not_over_heads(
+def why_fallback_over_heads(
     q: Any, k: Any, cos: Any, sin: Any, heads: int, angles: str = ELEMENTS
 ) -> str | None:
     """Why kernels over the heads of q and k, dimension ``heads`` of four, cannot take a call.
@@ -107,11 +107,11 @@ def why_not_over_heads(
         return GRADIENT
     shape = q.shape
     other = shape if k is None else k.shape
-    why = _why_not_shapes(shape, other, cos.shape, sin.shape, heads, angles)
-    return why or _why_not_devices(q, k, cos, sin)
+    why = _why_fallback_shapes(shape, other, cos.shape, sin.shape, heads, angles)
+    return why or _why_fallback_devices(q, k, cos, sin)
 
 
-def why_not_of_any_shape(
+def why_fallback_of_any_shape(
     q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, angles: str = ELEMENTS
 ) -> str | None:
     """The same for q and k of three dimensions, or cos of two."""
@@ -122,11 +122,11 @@ def why_not_of_any_shape(
         return DIMENSIONS
     first, second = ((1,) * (4 - x.dim()) + tuple(x.shape) for x in (q, q if k is None else k))
     third, fourth = ((1,) * (3 - x.dim()) + tuple(x.shape) for x in (cos, sin))
-    why = _why_not_shapes(first, second, third, fourth, heads, angles)
-    return why or _why_not_devices(q, k, cos, sin)
+    why = _why_fallback_shapes(first, second, third, fourth, heads, angles)
+    return why or _why_fallback_devices(q, k, cos, sin)
 
 
-def _why_not_shapes(
+def _why_fallback_shapes(
     q: tuple[int, ...],
     k: tuple[int, ...],
     cos: tuple[int, ...],
@@ -149,7 +149,7 @@ def _why_not_shapes(
     return None
 
 
-def _why_not_devices(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
+def _why_fallback_devices(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
     device = q.device
     if cos.device == device == sin.device and (k is None or k.device == device):
         return None
@@ -167,7 +167,7 @@ class NpuFusedRoPE(BaseKernel):
     function = "hf_kernel_patch.ops.rope.npu:rope"
 
     @classmethod
-    def refuse(
+    def why_fallback(
         cls,
         q: Any,
         k: Any,
@@ -179,7 +179,7 @@ class NpuFusedRoPE(BaseKernel):
         angles: str = ELEMENTS,
         *options: Any,
     ) -> str | None:
-        if why := why_not_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles):
+        if why := why_fallback_of_any_shape(q, k, cos, sin, unsqueeze_dim, angles):
             return why
         heads = heads_of(q, cos, unsqueeze_dim) - 4  # from the last dimension
         counts = [x.shape[heads] for x in (q, k) if x is not None]

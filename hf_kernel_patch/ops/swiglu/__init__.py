@@ -11,7 +11,7 @@ from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
 
-def _why_not(
+def _why_fallback(
     gate: Any, up: Any, activation: str = "silu", *, one_device: bool = False
 ) -> str | None:
     """``one_device``: whether a kernel launches on the first tensor's, whatever the other's."""
@@ -22,7 +22,7 @@ def _why_not(
     return None
 
 
-SWIGLU = Op("swiglu", _why_not)
+SWIGLU = Op("swiglu", _why_fallback)
 
 
 @register_kernel
@@ -51,7 +51,7 @@ class NpuFusedSwiGLU(BaseKernel):
     function = "hf_kernel_patch.ops.swiglu.npu:swiglu"
 
     @classmethod
-    def refuse(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
+    def why_fallback(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
         # npu_geglu's page does not say which half it activates, npu_gelu_mul has no backward.
         if activation != "silu":
             return f"npu_swiglu computes silu, not {activation}"

@@ -48,7 +48,7 @@ def _stacked(site: Site) -> Callable[..., Any]:
         tensors = hidden_states, top_k_index, top_k_weights
         asked = "" if site.explicit else asked_for(self)
         arguments, why_not = arguments_of(self, tensors, asked)
-        if site.declines(*arguments, unless=why_not, module=self):
+        if site.falls_back(*arguments, unless=why_not, module=self):
             return original(self, *tensors)
         return moe(*arguments)
 
@@ -130,6 +130,6 @@ register(
             _STACKED.format(classes=n): _stacked
             for n in ("self.num_experts", "self.num_experts + 1")
         },
-        leaves=_reported,
+        why_fallback=_reported,
     )
 )

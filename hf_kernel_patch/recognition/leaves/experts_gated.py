@@ -85,7 +85,7 @@ def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
     def forward(experts: Any, tensors: tuple[Any, ...]) -> Any:
         why_not = why_not_these(experts, tensors)
         arguments = () if why_not else (*tensors, *layout.weights(experts))
-        if site.declines(*arguments, unless=why_not, module=experts):
+        if site.falls_back(*arguments, unless=why_not, module=experts):
             return original(experts, *tensors)
         return moe(*arguments)
 
@@ -143,6 +143,6 @@ register(
             code.BIASED: _routed(biased=True, transposed=True),
             code.IN_FLOAT32: _routed(biased=True, transposed=True, wide=True),
         },
-        leaves=_left,
+        why_fallback=_left,
     )
 )

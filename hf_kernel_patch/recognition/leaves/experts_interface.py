@@ -66,7 +66,7 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
     site = _site
     arguments, why_not = arguments_of(self, tensors, site if isinstance(site, str) else None)
     if isinstance(site, Site):
-        why_not = why_not or site.why_not(*arguments) or site.kernel.refuse(*arguments)
+        why_not = why_not or site.why_fallback(*arguments) or site.kernel.why_fallback(*arguments)
         if why_not is None:
             return site.op(*arguments)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS

@@ -103,7 +103,7 @@ def _routed(site: Site) -> Callable[..., Any]:
         from torch.nn import functional as F
 
         gate_up, down, activation, why_not = _listed(self.experts)
-        if site.declines(
+        if site.falls_back(
             hidden_states, None, None, gate_up, down, activation, unless=why_not, module=self
         ):
             return original(self, hidden_states)
@@ -134,7 +134,7 @@ def _chosen(site: Site) -> Callable[..., Any]:
     def moe(self: Any, hidden_states: Any, topk_indices: Any, topk_weights: Any) -> Any:
         gate_up, down, activation, why_not = _listed(self.experts)
         arguments = hidden_states, topk_indices, topk_weights, gate_up, down, activation
-        if site.declines(*arguments, unless=why_not, module=self):
+        if site.falls_back(*arguments, unless=why_not, module=self):
             return original(self, hidden_states, topk_indices, topk_weights)
         return op(*arguments)
 

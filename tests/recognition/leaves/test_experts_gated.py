@@ -192,7 +192,7 @@ def test_auto_leaves_them_to_what_is_as_fast_or_was_asked_for(
     else:
         assert all(torch.equal(found[own], eager[own]) for own in eager)
     assert calls == {fallback(reason) if reason else SERVED: 1}
-    assert known()["moe.gated"].leaves(experts) == reason
+    assert known()["moe.gated"].why_fallback(experts) == reason
 
 
 @every

@@ -32,7 +32,7 @@ class Older(BaseKernel):
         return TorchFusedRMSNorm.load()(x, weight, eps, offset, cast_first, gate)
 
     @classmethod
-    def refuse(  # type: ignore[override]
+    def why_fallback(  # type: ignore[override]
         cls, x: Any, weight: Any, eps: float, offset: float, cast_first: bool, gate: Any = None
     ) -> str | None:
         return None if weight.shape == x.shape[-1:] else "another width"
@@ -47,7 +47,7 @@ class Anything(Older):
         return TorchFusedRMSNorm.load()(x, weight, *options[:4])
 
     @classmethod
-    def refuse(cls, *arguments: Any) -> str | None:  # type: ignore[override]
+    def why_fallback(cls, *arguments: Any) -> str | None:  # type: ignore[override]
         return None
 
 

@@ -118,7 +118,7 @@ def check_backend(kernel: Any, case: Case) -> None:
     """
     device = device_of(kernel)
     arguments, options = inputs = case.inputs(device)
-    if kernel.backend != "torch" and (why := kernel.refuse(*arguments, **options)):
+    if kernel.backend != "torch" and (why := kernel.why_fallback(*arguments, **options)):
         pytest.skip(f"handed back to the original: {why}")
     eager = run(case.original, case.inputs(device))
     upstream = _upstream(eager)

@@ -56,7 +56,7 @@ def _rounded_first(site: Site) -> Callable[..., torch.Tensor]:
         arguments = hidden_states, weight, self.variance_epsilon, 0.0, True, gate
         if weight is None:
             fallback = NO_WEIGHT
-        if site.declines(*arguments, unless=lacks or fallback, module=self):
+        if site.falls_back(*arguments, unless=lacks or fallback, module=self):
             return original(self, hidden_states, gate)
         return rms_norm(*arguments)
 
@@ -76,7 +76,7 @@ def _gated_in_float32(site: Site) -> Callable[..., torch.Tensor]:
             fallback = f"the gate's activation is {name}, neither silu nor sigmoid"
         numbers = self.variance_epsilon, 0.0, False
         arguments = (hidden_states, weight, *numbers, gate, None, True, name)
-        if site.declines(*arguments, unless=fallback, module=self):
+        if site.falls_back(*arguments, unless=fallback, module=self):
             return original(self, hidden_states, gate)
         return rms_norm(*arguments)
 
@@ -95,7 +95,7 @@ def _gate_first(in_groups: bool) -> Adapter:
             weight = self.weight
             fallback = lacks if weight is not None else NO_WEIGHT
             arguments = (hidden_states, weight, *numbers, gate, group_size, False)
-            if site.declines(*arguments, unless=fallback, module=self):
+            if site.falls_back(*arguments, unless=fallback, module=self):
                 return original(self, hidden_states, gate)
             return rms_norm(*arguments)
 

@@ -13,7 +13,7 @@ def missing(site: Site, argument: str) -> str | None:
     A kernel that takes ``group_size`` also takes None as the weight.
     """
     count = 1 + list(RMS_NORM.parameters).index(argument)
-    enough = takes(site.kernel.refuse, count) and takes(site.op, count)
+    enough = takes(site.kernel.why_fallback, count) and takes(site.op, count)
     # The name is asked for too: with *args a function takes any number of arguments, and may have
     # been written when the op had fewer. ``gate`` was among them from the start.
     if enough and (argument == "gate" or names(site.op, argument)):

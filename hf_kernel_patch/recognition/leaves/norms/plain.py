@@ -55,7 +55,7 @@ def _adapter(text: str) -> Adapter:
 
         def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
             weight, eps = self.weight, getattr(self, eps_name)
-            if weight is None or site.declines(
+            if weight is None or site.falls_back(
                 hidden_states, weight, eps, offset, cast_first, module=self
             ):
                 return original(self, hidden_states)
@@ -78,7 +78,7 @@ def _with_scale(site: Site) -> Callable[..., torch.Tensor]:
         if scale and weight is None:
             fallback = NO_WEIGHT
         arguments = hidden_states, weight, self.eps, 0.0, False
-        if site.declines(*arguments, unless=fallback, module=self):
+        if site.falls_back(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 
@@ -94,7 +94,7 @@ def _in_groups(site: Site) -> Callable[..., torch.Tensor]:
         fallback = NO_WEIGHT if weight is None else None
         if (group_size := self.group_size) is not None:
             arguments, fallback = (*arguments, None, group_size), lacks or fallback
-        if site.declines(*arguments, unless=fallback, module=self):
+        if site.falls_back(*arguments, unless=fallback, module=self):
             return original(self, x)
         return rms_norm(*arguments)
 
@@ -115,7 +115,7 @@ def _t5(site: Site) -> Callable[..., torch.Tensor]:
         fallback = None
         if weight.dtype != hidden_states.dtype:
             arguments, fallback = (*arguments, *extras), lacks
-        if site.declines(*arguments, unless=fallback, module=self):
+        if site.falls_back(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 
@@ -131,7 +131,7 @@ def _cpmant(site: Site) -> Callable[..., torch.Tensor]:
         fallback = NO_WEIGHT if weight is None else None
         if hidden_states.size(-1) != self.dim_norm:
             fallback = "the original checks dim_norm"
-        if site.declines(*arguments, unless=fallback, module=self):
+        if site.falls_back(*arguments, unless=fallback, module=self):
             return original(self, hidden_states)
         return rms_norm(*arguments)
 

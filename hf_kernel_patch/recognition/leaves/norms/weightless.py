@@ -21,7 +21,7 @@ def _weightless(text: str) -> Adapter:
 
         def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
             eps = self.eps
-            if site.declines(hidden_states, None, eps, unless=lacks, module=self):
+            if site.falls_back(hidden_states, None, eps, unless=lacks, module=self):
                 return original(self, hidden_states)
             return rms_norm(hidden_states, None, eps)
 
@@ -40,7 +40,7 @@ def _scale_rounded(site: Site) -> Callable[..., torch.Tensor]:
 
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
         arguments = x, None, self.eps, *options
-        if site.declines(*arguments, unless=lacks, module=self):
+        if site.falls_back(*arguments, unless=lacks, module=self):
             return original(self, x)
         return rms_norm(*arguments)
 

@@ -54,7 +54,7 @@ def server(site: Site, rotation: Rotation) -> Serve:
 def _plain(site: Site, rotation: Rotation) -> Serve:
     """With the first six arguments of the op, which every kernel knows, and at the least cost."""
     rope: Callable[..., Rotated] = site.op
-    falls_back, cast, partial = site.declines, rotation.cast, rotation.partial
+    falls_back, cast, partial = site.falls_back, rotation.cast, rotation.partial
 
     def serve(
         q: torch.Tensor,
@@ -78,12 +78,12 @@ def _with_options(site: Site, rotation: Rotation) -> Serve:
 
     tensor = torch.Tensor
     rope: Callable[..., Rotated] = site.op
-    falls_back = site.declines
+    falls_back = site.falls_back
     cast, pairs, angles, upcast, partial, one_dtype, four, stacked, optional = rotation
     # Kernels written by somebody else may not know the newer options.
     older = None
     count = len(ROPE.parameters)
-    if not (takes(rope, count) and takes(site.kernel.refuse, count)):
+    if not (takes(rope, count) and takes(site.kernel.why_fallback, count)):
         older = f"{site.kernel.kernel_id} takes no pairs, angles and upcast, nor q alone"
     options: tuple[object, ...] = (pairs, angles, upcast)
     if options == (HALVES, ELEMENTS, False):

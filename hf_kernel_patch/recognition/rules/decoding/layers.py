@@ -100,7 +100,7 @@ def decoder(site: Site, name: str) -> Decode:
             return None
         if layer.training or hooked_everywhere() or collecting():
             return None
-        if site.why_not(hidden_states) or graphs.busy():
+        if site.why_fallback(hidden_states) or graphs.busy():
             return None
         if (known := layers.get(layer)) is None:
             known = layers[layer] = _Layer(layer, site, name, graphs, programs)

@@ -50,7 +50,7 @@ def serve(site: Site) -> Callable[..., torch.Tensor | _Kept]:
             if up is ...:
                 if fallback is None and site.in_force(module):
                     return _Kept(gate, name, activation, approximate)
-                site.declines(unless=fallback, module=module)
+                site.falls_back(unless=fallback, module=module)
                 return _activated(activation, gate, approximate)
         elif type(gate) is _Kept:
             gate, name, activation, approximate = gate
@@ -59,7 +59,7 @@ def serve(site: Site) -> Callable[..., torch.Tensor | _Kept]:
             return gate * up  # type: ignore[operator]
         if not (isinstance(gate, tensor) and isinstance(up, tensor)):
             fallback = "a factor is no tensor"
-        if site.declines(gate, up, name, unless=fallback, module=module):
+        if site.falls_back(gate, up, name, unless=fallback, module=module):
             return _activated(activation, gate, approximate) * up
         return op(gate, up, name)
 

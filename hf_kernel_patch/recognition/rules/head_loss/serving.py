@@ -102,7 +102,7 @@ class _Serving:
                 reason = "labels of another length"
             weight, bias = logits.weight_and_bias(head.weight, head.bias)
             arguments = hidden, weight, scored, *(() if bias is None else (bias,))
-        if self.site.declines(*arguments, unless=reason, module=model):
+        if self.site.falls_back(*arguments, unless=reason, module=model):
             return self._fall_back(logits, function, given, args, kwargs)
         scale, softcap = steps  # type: ignore[misc]
         loss = self.site.op(

@@ -34,7 +34,7 @@ def serve(site: Site) -> Callable[..., Rotated]:
     op: Callable[..., Rotated] = site.op
     # A kernel that somebody else wrote may not know the op's last arguments.
     count = len(QK_NORM_ROPE.parameters)
-    takes_options = takes(op, count) and takes(site.kernel.refuse, count)
+    takes_options = takes(op, count) and takes(site.kernel.why_fallback, count)
 
     def arguments_of(
         q_norm: nn.Module | Literal[False],
@@ -101,7 +101,7 @@ def serve(site: Site) -> Callable[..., Rotated]:
     ) -> Rotated:
         if site.active:
             arguments, fallback = arguments_of(q_norm, k_norm, rotary, q, k, cos, sin, transpose)
-            if not site.declines(*arguments, unless=fallback, module=module):
+            if not site.falls_back(*arguments, unless=fallback, module=module):
                 q_out, k_out = op(*arguments)
                 return (q_out[0], k_out[0]) if q.dim() == 3 else (q_out, k_out)
         if q_norm is not False:

@@ -187,7 +187,7 @@ def serve(site: Site) -> Callable[..., SumAndNorm]:
         arguments, fallback = norm_arguments(norm, known)
         if not (isinstance(left, tensor) and isinstance(right, tensor)):
             fallback = "a summand is no tensor"
-        if not site.declines(right, left, *arguments, unless=fallback, module=module):
+        if not site.falls_back(right, left, *arguments, unless=fallback, module=module):
             return op(right, left, *arguments)
         total = left + right
         return total, norm(total)
