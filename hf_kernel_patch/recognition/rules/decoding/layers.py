@@ -111,7 +111,7 @@ def decoder(site: Site, name: str) -> Decode:
     return decode
 
 
-class _Graphs(NamedTuple):
+class _Captured(NamedTuple):
     """What runs in place of a layer; each part appends to the list of values."""
 
     before: Block
@@ -126,7 +126,7 @@ class _Graphs(NamedTuple):
 #: What tells calls with graphs of their own apart.
 _Key = tuple[object, ...]
 #: The values of a call and its graphs, or its result and None.
-_Ready = tuple[Value, _Graphs | None]
+_Ready = tuple[Value, _Captured | None]
 
 
 class _Layer:
@@ -139,7 +139,7 @@ class _Layer:
         self._lock = threading.Lock()
         self._changes = self._replays = 0
         self._calls: dict[_Key, int] = {}
-        self._captured: dict[_Key, _Graphs] = {}
+        self._captured: dict[_Key, _Captured] = {}
         self._tensor = torch.Tensor
         self._look_at(layer)
 
@@ -256,7 +256,7 @@ class _Layer:
             return _result(eager, values), None
         found[0].replay(values)
         last, _ = steps(rest, found[1], len(values))
-        self._captured[key] = _Graphs(block, attention, found[0], last, eager)
+        self._captured[key] = _Captured(block, attention, found[0], last, eager)
         self._site.count(REPLAYED, layer)
         return _result(last, values), None
 

@@ -1,4 +1,4 @@
-"""Who looks at a model's output: its user, or a framework that walks over whatever it holds."""
+"""Is a model's output read by its user, or by a framework that walks over all that it holds?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WALKERS = (
     "torch.nn.modules.module",
     "torch.nn.parallel",
 )
-#: Through which they walk, as everybody does.
+#: Modules through which they walk, and which other code uses, too: who called those counts.
 BETWEEN = (
     "dataclasses",
     "torch._tensor",
