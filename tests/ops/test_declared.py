@@ -41,7 +41,7 @@ def test_the_parameters_are_those_of_the_reference(name: str) -> None:
 
 def test_a_kernel_has_the_declared_check_with_its_limits() -> None:
     x, wide = torch.ones(2, 4), torch.ones(1, WIDEST + 1)
-    assert TorchFusedRMSNorm.why_fallback is RMS_NORM.why_not
+    assert TorchFusedRMSNorm.why_fallback is RMS_NORM.why_fallback
     assert TorchFusedRMSNorm.why_fallback(wide, wide[0], 1e-6) is None
     assert f"more than {WIDEST}" in str(CudaFusedRMSNorm.why_fallback(wide, wide[0], 1e-6))
     for kernel in (TorchFusedRMSNorm, CudaFusedRMSNorm):
@@ -55,7 +55,7 @@ def test_a_kernel_may_have_a_check_of_its_own() -> None:
 
         @classmethod
         def why_fallback(cls, x: Any, *arguments: Any) -> str | None:
-            return cls.__name__ if x.dim() > 2 else RMS_NORM.why_not(x, *arguments)
+            return cls.__name__ if x.dim() > 2 else RMS_NORM.why_fallback(x, *arguments)
 
     class Heir(CudaFusedRMSNorm):
         @classmethod

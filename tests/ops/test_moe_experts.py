@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_kernel_patch.ops.moe.experts import Experts, flatten
-from tests.ops.test_moe import as_list
+from tests.support.ops.cases_moe import as_list
 
 COUNT, HIDDEN, WIDTH = 3, 8, 5
 GATE_UP = torch.arange(COUNT * 2 * WIDTH * HIDDEN).view(COUNT, 2 * WIDTH, HIDDEN).float()

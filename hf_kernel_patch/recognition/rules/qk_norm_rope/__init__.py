@@ -69,7 +69,9 @@ def _look(
     if _targets(block[at]) != names or names[0] == names[1]:
         found.miss(call, "the rotary function's results go elsewhere than to q and k")
         return
-    if any(isinstance(n, ast.Try) and call in ast.walk(n) for n in function.everything):
+    if any(
+        isinstance(n, (ast.Try, ast.TryStar)) and call in ast.walk(n) for n in function.everything
+    ):
         found.miss(call, "it stands under try, where q and k may be used after an error")
         return
     both = [normed(function, name, block, at) for name in names]
