@@ -125,8 +125,8 @@ def _segment(function: Function, part: Statements, ins: list[str], outs: list[st
 
 _INNER = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp
 _SPECIAL = (
-    *(ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal, ast.Delete, ast.Match),
-    ast.TryStar,
+    *(ast.Yield, ast.YieldFrom, ast.Await),
+    *(ast.Global, ast.Nonlocal, ast.Delete, ast.Match, ast.TryStar),
 )
 #: What looks at the frame that it is called from.
 _FRAME = {"super", "locals", "vars", "dir", "eval", "exec"}
