@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 #: Names of the last release -> what took their place.
-_OLD: dict[str, Any] = {"Form": Leaf, "register_form": register_code}
+_OLD = {"Form": "Leaf", "register_form": "register_code"}
 
 experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
@@ -81,7 +81,6 @@ if not TYPE_CHECKING:  # to a type checker a name that is not above is an error
 
             return KernelPatchCallback
         if name in _OLD:
-            old, new = name, _OLD[name]
-            warnings.warn(f"{old} is old: use {new.__name__}", DeprecationWarning, stacklevel=2)
-            return new
+            warnings.warn(f"{name} is old: use {_OLD[name]}", DeprecationWarning, stacklevel=2)
+            return globals()[_OLD[name]]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
