@@ -285,7 +285,8 @@ class Activation:
 
         Modules without a table, which may come later, may have code of any op that is known.
         """
-        sought = {one.op for one in known().values()} if self._selection.others != set() else set()
+        no_others = self._selection.others is not None and not self._selection.others
+        sought = set() if no_others else {one.op for one in known().values()}
         for op, kernel in self.kernels.items():
             if self.explicit and op not in self._ops | sought:
                 chosen = self.settings.models

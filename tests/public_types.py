@@ -1,0 +1,42 @@
+"""What type checkers have to say of the public functions; mypy reads it, nobody runs it.
+
+Each ``type: ignore`` stands for an error that has to be there: mypy complains of one too many.
+"""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from transformers import LlamaForCausalLM
+
+import hf_kernel_patch
+from hf_kernel_patch import BaseKernel, KernelPatchCallback, PatchReport
+
+
+class OwnKernel(BaseKernel):
+    kernel_id = "own"
+
+    @classmethod
+    def why_fallback(cls, *arguments: object) -> str | None:
+        return "never"
+
+
+def right(model: LlamaForCausalLM) -> None:
+    assert_type(hf_kernel_patch.patch_transformers("auto"), PatchReport)
+    hf_kernel_patch.patch_transformers(["rope"], models="llama", options={"moe": {"x": 1}})
+    hf_kernel_patch.patch_transformers(None, config="training.yaml")
+    assert_type(hf_kernel_patch.apply_kernel("own", model=model), LlamaForCausalLM)
+    assert_type(hf_kernel_patch.apply_default_kernels(model), LlamaForCausalLM)
+    assert_type(OwnKernel.apply(model=model), LlamaForCausalLM)
+    KernelPatchCallback(include="auto")
+    with hf_kernel_patch.patched(True) as report:
+        assert_type(report, PatchReport)
+
+
+def wrong(model: LlamaForCausalLM) -> None:
+    print(hf_kernel_patch.nonsense)  # type: ignore[attr-defined]
+    hf_kernel_patch.patch_transformers(5.5)  # type: ignore[arg-type]
+    hf_kernel_patch.patch_transformers(strict=5)  # type: ignore[arg-type]
+    hf_kernel_patch.apply_kernel(5, model=model)  # type: ignore[arg-type]
+    hf_kernel_patch.apply_kernel("own")  # type: ignore[call-arg]
+    KernelPatchCallback(includes="auto")  # type: ignore[call-arg]
