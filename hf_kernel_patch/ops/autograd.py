@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
+
 Tensors = tuple[torch.Tensor, ...]
+#: What an op takes beside tensors, in its own order: numbers, flags, names.
+Options = tuple[Any, ...]
 #: The gradients of an op's tensors; None for one that needs none.
 Gradients = Sequence[torch.Tensor | None]
 
 
 def differentiable(
-    forward: Callable[[Tensors, tuple[Any, ...]], tuple[torch.Tensor, Tensors]],
-    backward: Callable[
-        [torch.Tensor, Tensors, Tensors, tuple[Any, ...], tuple[bool, ...]], Gradients
-    ],
-    plain: Callable[[Tensors, tuple[Any, ...]], torch.Tensor],
-) -> Callable[[Tensors, tuple[Any, ...]], torch.Tensor]:
+    forward: Callable[[Tensors, Options], tuple[torch.Tensor, Tensors]],
+    backward: Callable[[torch.Tensor, Tensors, Tensors, Options, tuple[bool, ...]], Gradients],
+    plain: Callable[[Tensors, Options], torch.Tensor],
+) -> Callable[[Tensors, Options], torch.Tensor]:
     """An op of one output with a backward written by hand, as ``function(tensors, options)``.
 
     Args:
@@ -32,14 +35,14 @@ def differentiable(
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, options: tuple[Any, ...], *tensors: torch.Tensor) -> torch.Tensor:
+        def forward(ctx: FunctionCtx, options: Options, *tensors: torch.Tensor) -> torch.Tensor:
             out, kept = forward(tensors, options)
             ctx.save_for_backward(*tensors, *kept)
             ctx.options, ctx.count = options, len(tensors)
             return out
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             saved = ctx.saved_tensors  # once: checkpointing recomputes at every look
             tensors, kept = saved[: ctx.count], saved[ctx.count :]
             if torch.is_grad_enabled():
@@ -47,7 +50,7 @@ def differentiable(
                 return None, *again
             return None, *backward(grad, tensors, kept, ctx.options, ctx.needs_input_grad[1:])
 
-    def function(tensors: Tensors, options: tuple[Any, ...]) -> torch.Tensor:
+    def function(tensors: Tensors, options: Options) -> torch.Tensor:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             out: torch.Tensor = Function.apply(options, *tensors)
             return out

@@ -6,11 +6,14 @@ Eager calls go without torch's dispatcher; torch.compile sees operators of the d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops.autograd import Options, Tensors, eager_gradients
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 Function = Callable[..., Any]
 
@@ -72,23 +75,30 @@ def fused_op(
     last = 1 + max((one for on in depends for one in on), default=-1)
     places = sorted(range(len(arguments)), key=lambda place: not is_tensor[place])
 
-    def split(inputs: tuple[Any, ...]) -> list[Any]:
+    def split(inputs: Options) -> Sequence[Any]:
         """The operator's inputs, tensors first; the dispatcher leaves out what is the default."""
         rest = [one.default_value for one in arguments[len(inputs) :]]
         return [(*inputs, *rest)[place] for place in places]
 
-    def save_all(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
+    def save_all(
+        ctx: FunctionCtx, tensors: Sequence[torch.Tensor], options: Options, output: object
+    ) -> None:
         ctx.save_for_backward(*tensors)
         ctx.options = options
 
-    def call(ctx: Any, grads: Any, needed: Any, backward: Function) -> Any:
+    def call(
+        ctx: FunctionCtx,
+        grads: Sequence[torch.Tensor | None],
+        needed: Sequence[bool],
+        backward: Function,
+    ) -> Any:
         return backward(*grads, *ctx.saved_tensors, *ctx.options, needed)
 
     remember, gradients = save or save_all, differentiate or call
 
     class Fused(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
+        def forward(ctx: FunctionCtx, options: Options, *tensors: torch.Tensor) -> Any:
             output = forward(*tensors, *options)
             remember(ctx, tensors, options, output)
             if depends and False in (needed := ctx.needs_input_grad[1 : last + 1]):
@@ -98,12 +108,14 @@ def fused_op(
             return output
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
+        def backward(
+            ctx: FunctionCtx, *grads: torch.Tensor | None
+        ) -> tuple[torch.Tensor | None, ...]:
             how = again(ctx, grads) if torch.is_grad_enabled() else direct
             found = gradients(ctx, grads, ctx.needs_input_grad[1:], how)
             return None, *found, *(None,) * (count - len(found))
 
-    def again(ctx: Any, grads: tuple[Any, ...]) -> Function:
+    def again(ctx: FunctionCtx, grads: Tensors) -> Function:
         if backward is None:
             return lambda *inputs: Fused.apply(inputs[count:], *inputs[:count])
         return _through(backward.plain, grads, ctx.options)
@@ -111,14 +123,16 @@ def fused_op(
     direct = forward if backward is None else backward.function
     traced = operator if backward is None else _backward_operator(name, backward)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: Options, output: object) -> None:
         inputs = tuple(split(inputs))
         remember(ctx, inputs[:count], inputs[count:], output)
 
-    def operator_backward(ctx: Any, *grads: Any) -> Any:
+    def operator_backward(
+        ctx: FunctionCtx, *grads: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         needed = [ctx.needs_input_grad[place] for place in places[:count]]
         found = gradients(ctx, grads, needed, traced)
-        made: list[Any] = [None] * len(arguments)
+        made: list[torch.Tensor | None] = [None] * len(arguments)
         for place, grad, need in zip(places, found, needed):
             made[place] = grad if need else None
         return tuple(made)
@@ -127,7 +141,7 @@ def fused_op(
     return operator, Fused.apply
 
 
-def _through(plain: Function, grads: tuple[Any, ...], options: Sequence[Any]) -> Function:
+def _through(plain: Function, grads: Tensors, options: Options) -> Function:
     """A backward as ``Backward.function``, through plain autograd."""
 
     def backward(*inputs: Any) -> list[torch.Tensor | None]:

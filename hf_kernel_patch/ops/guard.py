@@ -8,6 +8,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 
+from hf_kernel_patch.kernels import Kernel
+
 _DTYPES = {
     torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool
 }  # fmt: skip
@@ -18,7 +20,7 @@ _transforms, _tracing = torch._C._are_functorch_transforms_active, torch._C._get
 _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 
 
-def why_fallback(kernel: Any, arguments: tuple[Any, ...]) -> str | None:
+def why_fallback(kernel: Kernel, arguments: tuple[Any, ...]) -> str | None:
     """Why the original has to take this call, or None. ``kernel`` is a BaseKernel subclass.
 
     Asked at every call of every site, so it does no more than it must.

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 #: launch(programs, tensors, numbers); the kernel's arguments are tensors, numbers, static values.
-Launch = Callable[[int, Sequence[torch.Tensor], tuple[Any, ...]], None]
+Launch = Callable[[int, Sequence[torch.Tensor], tuple[float | None, ...]], None]
 
 
-def launcher(kernel: Any, static: tuple[Any, ...], num_warps: int, num_stages: int = 1) -> Launch:
+def launcher(
+    kernel: Any, static: tuple[object, ...], num_warps: int, num_stages: int = 1
+) -> Launch:
     """The cheapest safe way to launch ``kernel`` again and again on tensors of the same dtypes.
 
     Args:
@@ -31,9 +33,11 @@ def launcher(kernel: Any, static: tuple[Any, ...], num_warps: int, num_stages: i
     not goes through Triton too. The launch is on the tensors' device, whichever is current.
     """
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    ready: dict[int, tuple[Any, tuple[Any, ...]] | None] = {}
+    ready: dict[int, tuple[Any, tuple[object, ...]] | None] = {}
 
-    def launch(programs: int, tensors: Sequence[torch.Tensor], numbers: tuple[Any, ...]) -> None:
+    def launch(
+        programs: int, tensors: Sequence[torch.Tensor], numbers: tuple[float | None, ...]
+    ) -> None:
         device = tensors[0].get_device()
         if device != _current_device() and device >= 0 and _is_elsewhere(tensors[0]):
             with torch.get_device_module(tensors[0].device).device(device):
@@ -77,7 +81,7 @@ _SCRATCH = {
 }
 
 
-def _direct(compiled: Any) -> tuple[Any, tuple[Any, ...]] | None:
+def _direct(compiled: Any) -> tuple[Any, tuple[object, ...]] | None:
     """(callable, its arguments between the stream and the kernel's own) of a compiled kernel.
 
     None where this Triton's compiled kernels are not as they are from 3.4 to 3.7.

@@ -6,17 +6,20 @@ The kernels that serve it; each imports its backend when it is first used.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rms_norm import WIDEST, NpuFusedRMSNorm
 
+if TYPE_CHECKING:
+    import torch
+
 
 def _why_fallback(
-    x: Any,
-    residual: Any,
-    weight: Any,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
@@ -50,7 +53,7 @@ class TorchFusedAddRMSNorm(BaseKernel):
 class CudaFusedAddRMSNorm(TritonKernel):
     kernel_id = "cuda_fused_add_rmsnorm"
     implements = ADD_RMS_NORM
-    limits: ClassVar[dict[str, Any]] = {"widest": WIDEST}
+    limits: ClassVar[dict[str, float]] = {"widest": WIDEST}
     function = "hf_kernel_patch.ops.add_rms_norm.triton:add_rms_norm"
 
 
@@ -64,7 +67,9 @@ class NpuFusedAddRMSNorm(BaseKernel):
     function = "hf_kernel_patch.ops.add_rms_norm.npu:add_rms_norm"
 
     @classmethod
-    def why_fallback(cls, x: Any, residual: Any, weight: Any, *options: Any) -> str | None:
+    def why_fallback(
+        cls, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *options: Any
+    ) -> str | None:
         if x.shape != residual.shape:
             return "x and the residual differ in shape"
         if not residual.is_floating_point():

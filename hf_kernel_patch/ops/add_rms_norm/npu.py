@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch_npu
@@ -13,6 +13,9 @@ import torch_npu
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.npu import gradients, rms_norm
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 def add_rms_norm(
@@ -39,7 +42,7 @@ def add_rms_norm(
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        ctx: FunctionCtx, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         normed, rstd, total = torch_npu.npu_add_rms_norm(x, residual, weight, eps)
         ctx.save_for_backward(total, weight, rstd)
@@ -49,7 +52,9 @@ class _AddRMSNorm(torch.autograd.Function):
         return total, normed
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, grad: torch.Tensor) -> Any:
+    def backward(
+        ctx: FunctionCtx, grad_total: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         total, weight, rstd = ctx.saved_tensors
         for_x, for_residual, for_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():

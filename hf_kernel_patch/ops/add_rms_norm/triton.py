@@ -1,13 +1,20 @@
 """add_rms_norm in Triton: the sum and its norm in one pass, and one pass back."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_kernel_patch.ops.autograd import Gradients, Options, Tensors
 from hf_kernel_patch.ops.fused import Backward, fused_op
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.triton import rms_norm
 from hf_kernel_patch.ops.rows.norm import WIDEST_BACKWARD, backward, dtypes, forward
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 _OPTIONS = "float eps, float offset, bool cast_first"
 
@@ -47,7 +54,12 @@ def _fake(
     return torch.empty_like(x, dtype=total), torch.empty_like(x, dtype=out)
 
 
-def _save(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
+def _save(
+    ctx: FunctionCtx,
+    tensors: Tensors,
+    options: Options,
+    output: Tensors,
+) -> None:
     """Keep the sum in place of x and the residual, which have the same gradient."""
     x, residual, weight = tensors
     ctx.save_for_backward(output[0], weight)
@@ -55,7 +67,9 @@ def _save(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grads: Any, needed: Any, backward: Any) -> Any:
+def _differentiate(
+    ctx: FunctionCtx, grads: Gradients, needed: Sequence[bool], backward: Callable[..., Tensors]
+) -> tuple[torch.Tensor | None, ...]:
     total, weight = ctx.saved_tensors
     through, grad_weight = grads[0], None
     if grads[1] is not None:
@@ -65,16 +79,28 @@ def _differentiate(ctx: Any, grads: Any, needed: Any, backward: Any) -> Any:
     return *made, grad_weight
 
 
-def _backward(grad_total: Any, grad: Any, total: Any, weight: Any, *rest: Any) -> Any:
+def _backward(
+    grad_total: torch.Tensor | None,
+    grad: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    *rest: Any,
+) -> tuple[torch.Tensor, ...]:
     *options, needed = rest
     return backward(grad, total, weight, grad_total, False, needed[2], *options)[:2]
 
 
-def _fake_backward(grad_total: Any, grad: Any, total: Any, weight: Any, *rest: Any) -> Any:
+def _fake_backward(
+    grad_total: torch.Tensor | None,
+    grad: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    *rest: Any,
+) -> tuple[torch.Tensor, ...]:
     return torch.empty_like(total), torch.empty_like(weight) if rest[-1][2] else None
 
 
-def _plain(total: torch.Tensor, weight: torch.Tensor, *options: Any) -> Any:
+def _plain(total: torch.Tensor, weight: torch.Tensor, *options: Any) -> torch.Tensor:
     return total, reference.rms_norm(total, weight, *options)
 
 

@@ -5,14 +5,21 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
+if TYPE_CHECKING:
+    import torch
+
 
 def _why_fallback(
-    hidden: Any, weight: Any, labels: Any, bias: Any = None, **options: Any
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    **options: Any,
 ) -> str | None:
     """Why the head would not take these hidden states either, or takes them in its own way."""
     if hidden.device != weight.device:

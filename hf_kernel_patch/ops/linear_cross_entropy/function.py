@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from hf_kernel_patch.ops.autograd import eager_gradients
 from hf_kernel_patch.ops.linear_cross_entropy import reference
 from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics, items, shifted
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 #: Above this share of labels that count, the few other rows cost less than taking them out.
 DENSE = 0.9
@@ -127,7 +130,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -146,7 +149,9 @@ class _Loss(torch.autograd.Function):
         return sums[0] / divisor, sums
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor | None, _: Any) -> Any:
+    def backward(
+        ctx: FunctionCtx, grad: torch.Tensor | None, _: Any
+    ) -> tuple[torch.Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
         hidden, weight, bias, targets, divisor, logs = ctx.saved_tensors

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +18,9 @@ from hf_kernel_patch.ops.linear_cross_entropy.function import (
     late,
 )
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
+
 _PROBLEM = "Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor divisor"
 _OPTIONS = (
     "bool[] needed, float scale, float? softcap, int ignore_index, float label_smoothing, "
@@ -30,7 +33,14 @@ Tensors = tuple[torch.Tensor, ...]
 def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """Registers the operators ``name`` and ``name``_backward; takes what ``_Loss.apply`` takes."""
 
-    def run(hidden: Any, weight: Any, bias: Any, targets: Any, divisor: Any, *rest: Any) -> Tensors:
+    def run(
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        divisor: Any,
+        *rest: Any,
+    ) -> Tensors:
         needed, *options = rest
         problem = Problem(hidden, weight, bias, targets, Options(*options))
         sums, logs, found = forward(problem, divisor, backend, tuple(needed))
@@ -38,7 +48,7 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
             logs = F.pad(logs, (0, len(hidden) - logs.shape[1]))
         return sums[0] / divisor, sums, *_given(hidden, [logs, *(found or (None,) * 3)])
 
-    def fake(hidden: Any, weight: Any, bias: Any, *rest: Any) -> Tensors:
+    def fake(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *rest: Any) -> Tensors:
         needed, *options = rest[2:]
         exact, some = Options(*options).exact, any(needed)
         logs = hidden.new_empty(2, len(hidden), dtype=_FLOAT) if exact and some else None
@@ -49,14 +59,25 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
         return *first, *_given(hidden, [logs, *made])
 
     def run_backward(
-        grad: Any, logs: Any, hidden: Any, weight: Any, bias: Any, targets: Any, *rest: Any
+        grad: torch.Tensor,
+        logs: torch.Tensor,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        *rest: Any,
     ) -> Tensors:
         divisor, needed, *options = rest
         problem = Problem(hidden, weight, bias, targets, Options(*options))
         return _given(hidden, late(problem, divisor, logs, grad, backend, tuple(needed)))
 
     def fake_backward(
-        grad: Any, logs: Any, hidden: Any, weight: Any, bias: Any, *rest: Any
+        grad: torch.Tensor,
+        logs: torch.Tensor,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *rest: Any,
     ) -> Tensors:
         return _given(hidden, _like((hidden, weight, bias), rest[2], (None,) * 3))
 
@@ -73,12 +94,14 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
     )
     back.register_fake(fake_backward)
 
-    def remember(ctx: Any, inputs: Any, output: Any) -> None:
+    def remember(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.needed = inputs[:6]
         ctx.options = Options(*inputs[6:])
         ctx.save_for_backward(*tensors, *output[2:])
 
-    def differentiate(ctx: Any, grad: Any, *_: Any) -> Any:
+    def differentiate(
+        ctx: FunctionCtx, grad: torch.Tensor, *_: Any
+    ) -> tuple[torch.Tensor | None, ...]:
         *tensors, divisor, logs, first, second, third = ctx.saved_tensors
         rest = (None,) * (2 + len(ctx.options) + 1)
         if ctx.options.exact:
@@ -90,7 +113,13 @@ def operator_of(backend: Backend, name: str) -> Callable[..., tuple[torch.Tensor
     operator.register_autograd(differentiate, setup_context=remember)
 
     def apply(
-        hidden: Any, weight: Any, bias: Any, targets: Any, divisor: Any, _: Any, options: Options
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        divisor: Any,
+        _: object,
+        options: Options,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         grads = torch.is_grad_enabled()
         needed = [grads and x is not None and x.requires_grad for x in (hidden, weight, bias)]
@@ -105,7 +134,9 @@ def _given(hidden: torch.Tensor, found: Any) -> Tensors:
     return tuple(hidden.new_empty(0) if one is None else one for one in found)
 
 
-def _like(tensors: Any, wanted: Any, dtypes: Any) -> list[torch.Tensor | None]:
+def _like(
+    tensors: Tensors, wanted: Iterable[bool], dtypes: Iterable[torch.dtype]
+) -> list[torch.Tensor | None]:
     """Dense tensors of the same sizes for those that are wanted."""
     return [
         torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)

@@ -5,18 +5,26 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.moe.experts import flatten
+
+if TYPE_CHECKING:
+    import torch
 
 #: Why most kernels leave experts with a ``reference.Gating``.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
 
 
 def _why_fallback(
-    hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any = "silu"
+    hidden: torch.Tensor,
+    index: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Any = "silu",
 ) -> str | None:
     """Why these tokens and routes are for the original alone, or None.
 
@@ -44,7 +52,13 @@ class TorchFusedMoE(BaseKernel):
 
     @classmethod
     def why_fallback(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
+        cls,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        activation: Any,
     ) -> str | None:
         import torch
 
@@ -83,7 +97,13 @@ class CudaFusedMoE(TritonKernel):
 
     @classmethod
     def why_fallback(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
+        cls,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        activation: Any,
     ) -> str | None:
         if not isinstance(activation, str):
             return OWN_GATE
@@ -116,7 +136,13 @@ class NpuFusedMoE(BaseKernel):
 
     @classmethod
     def why_fallback(
-        cls, hidden: Any, index: Any, weights: Any, gate_up: Any, down: Any, activation: Any
+        cls,
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        activation: Any,
     ) -> str | None:
         if not isinstance(activation, str):
             return OWN_GATE

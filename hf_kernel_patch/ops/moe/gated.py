@@ -6,13 +6,16 @@ from each other, of any order.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
 from hf_kernel_patch.ops.moe.grouped import Routing, grouped_product, route, takes_grouped_mm
 from hf_kernel_patch.ops.moe.reference import Gating
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 def gated(
@@ -88,49 +91,53 @@ def _add_bias(
     return _AddBias.apply(rows, bias, expert, routing) if _needed(bias) else rows.add_(bias[expert])
 
 
-def _save(ctx: Any, routing: Routing, *tensors: torch.Tensor) -> None:
+def _save(ctx: FunctionCtx, routing: Routing, *tensors: torch.Tensor) -> None:
     ctx.save_for_backward(*tensors, *routing[:3])
     ctx.sizes = routing[3:]
 
 
-def _saved(ctx: Any) -> tuple[list[torch.Tensor], Routing]:
+def _saved(ctx: FunctionCtx) -> tuple[list[torch.Tensor], Routing]:
     *tensors, pairs, tokens, ends = ctx.saved_tensors
     return tensors, Routing(pairs, tokens, ends, *ctx.sizes)
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, hidden: torch.Tensor, routing: Routing) -> torch.Tensor:
         _save(ctx, routing)
         return hidden[routing.tokens]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _combine(grad, _saved(ctx)[1]), None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
         _save(ctx, routing)
         return routing.combine(rows)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _dispatch(grad, _saved(ctx)[1]), None
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, weights: torch.Tensor, transpose: bool, routing: Routing
+        ctx: FunctionCtx,
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        transpose: bool,
+        routing: Routing,
     ) -> torch.Tensor:
         _save(ctx, routing, rows, weights)
         ctx.transpose = transpose
         return grouped_product(routing, rows, weights, transpose)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (rows, weights), routing = _saved(ctx)
         grad = grad.contiguous()
         grad_rows = grad_weights = None
@@ -145,13 +152,13 @@ class _Product(torch.autograd.Function):
 class _OuterProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, left: torch.Tensor, right: torch.Tensor, routing: Routing
+        ctx: FunctionCtx, left: torch.Tensor, right: torch.Tensor, routing: Routing
     ) -> torch.Tensor:
         _save(ctx, routing, left, right)
         return _outer_product(left, right, routing)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (left, right), routing = _saved(ctx)
         grad = grad.contiguous()
         grad_left = _product(right, grad, True, routing) if ctx.needs_input_grad[0] else None
@@ -162,13 +169,17 @@ class _OuterProduct(torch.autograd.Function):
 class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, bias: torch.Tensor, expert: torch.Tensor, routing: Routing
+        ctx: FunctionCtx,
+        rows: torch.Tensor,
+        bias: torch.Tensor,
+        expert: torch.Tensor,
+        routing: Routing,
     ) -> torch.Tensor:
         _save(ctx, routing)
         return rows + bias[expert]
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, routing = _saved(ctx)
         # The sum of every expert's rows, as a product with ones, which are whole 16 bytes.
         ones = grad.new_ones(len(grad), 16 // grad.element_size())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch_npu
@@ -21,6 +21,9 @@ from hf_kernel_patch.ops.launch import cdiv
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.grouped import Weights
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 #: Tensors that npu_grouped_matmul takes in one list.
 LISTED = 128
@@ -200,7 +203,7 @@ def _forward(
 class _MoE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: torch.Tensor,
         weights: torch.Tensor,
         routing: _Routing,
@@ -212,7 +215,7 @@ class _MoE(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weights, positions, joined, rows, index, counts, *flat = ctx.saved_tensors
         experts = Experts(flat)
         routing = _Routing(index, counts, *ctx.sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -20,6 +20,9 @@ from hf_kernel_patch.ops.moe.grouped import (
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, Gating, plain_gradients
 from hf_kernel_patch.ops.swiglu.reference import activate
 from hf_kernel_patch.ops.swiglu.torch import activate_backward
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 def moe(
@@ -92,7 +95,7 @@ def _halves(parts: list[torch.Tensor]) -> Sequence[torch.Tensor]:
 class _MoE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: torch.Tensor,
         index: torch.Tensor,
         weights: torch.Tensor,
@@ -107,7 +110,7 @@ class _MoE(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, index, weights, gate, up, pairs, tokens, ends, *flat = ctx.saved_tensors
         experts = Experts(flat)
         routing, activation = Routing(pairs, tokens, ends, *ctx.sizes), ctx.activation

@@ -5,22 +5,25 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 from hf_kernel_patch.ops.rope import why_fallback_over_heads
 from hf_kernel_patch.ops.rope.shapes import ELEMENTS, HALVES
 
+if TYPE_CHECKING:
+    import torch
+
 
 def _why_fallback(
-    q: Any,
-    k: Any,
-    q_weight: Any,
-    k_weight: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
     eps: float,
-    cos: Any,
-    sin: Any,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
     unsqueeze_dim: int = 1,
     offset: float = 0.0,
     cast_first: bool = True,
@@ -51,13 +54,13 @@ class CudaFusedQKNormRoPE(TritonKernel):
     @classmethod
     def why_fallback(
         cls,
-        q: Any,
-        k: Any,
-        q_weight: Any,
-        k_weight: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        q_weight: torch.Tensor,
+        k_weight: torch.Tensor,
         eps: float,
-        cos: Any,
-        sin: Any,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         *rest: Any,
     ) -> str | None:
         if not q.shape[-1:] == q_weight.shape == k_weight.shape:

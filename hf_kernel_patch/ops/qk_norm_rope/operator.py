@@ -213,7 +213,14 @@ def _backward(
 
 
 def _plain(
-    q: Any, k: Any, q_weight: Any, k_weight: Any, cos: Any, sin: Any, eps: float, *rest: Any
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+    *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     *options, pairs, angles = rest
     named = next(names for names, places in _PAIRS_AND_ANGLES.items() if places == (pairs, angles))

@@ -6,22 +6,25 @@ The kernels that serve it; each imports its backend when it is first used.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
+
+if TYPE_CHECKING:
+    import torch
 
 #: The widest rows of the Triton kernels.
 WIDEST = 65536
 
 
 def _why_fallback(
-    x: Any,
-    weight: Any,
+    x: torch.Tensor,
+    weight: torch.Tensor,
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
-    gate: Any = None,
+    gate: torch.Tensor | None = None,
     group_size: int | None = None,
     norm_before_gate: bool = True,
     activation: str = "silu",
@@ -77,12 +80,12 @@ class NpuFusedRMSNorm(BaseKernel):
     @classmethod
     def why_fallback(
         cls,
-        x: Any,
-        weight: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
         eps: float,
         offset: float = 0.0,
         cast_first: bool = True,
-        gate: Any = None,
+        gate: torch.Tensor | None = None,
         group_size: int | None = None,
         norm_before_gate: bool = True,
         activation: str = "silu",

@@ -1,5 +1,7 @@
 """rms_norm in Triton."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
@@ -52,28 +54,41 @@ def rms_norm(
     return forward(x, weight, gate, False, eps, offset, cast_first)[0]
 
 
-def _forward(x: torch.Tensor, weight: torch.Tensor, gate: Any, *options: Any) -> torch.Tensor:
+def _forward(
+    x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *options: Any
+) -> torch.Tensor:
     return forward(x, weight, gate, False, *options)[0]
 
 
 def _fake(
-    x: torch.Tensor, weight: torch.Tensor, gate: Any, eps: float, offset: float, cast_first: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    eps: float,
+    offset: float,
+    cast_first: bool,
 ) -> torch.Tensor:
     gated = None if gate is None else gate.dtype
     return torch.empty_like(x, dtype=dtypes(x.dtype, weight.dtype, gated, False, cast_first)[1])
 
 
-def _backward(grad: Any, x: Any, weight: Any, gate: Any, *rest: Any) -> Any:
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *rest: Any
+) -> Any:
     *options, needed = rest
     return backward(grad, x, weight, gate, gate is not None, needed[1], *options)
 
 
-def _fake_backward(grad: Any, x: Any, weight: Any, gate: Any, *rest: Any) -> Any:
+def _fake_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *rest: Any
+) -> Any:
     grad_x, grad_weight, grad_gate = empty_gradients(x, weight, gate)
     return grad_x, grad_weight if rest[-1][1] else None, grad_gate
 
 
-def _plain(x: Any, weight: Any, gate: Any, *options: Any) -> torch.Tensor:
+def _plain(
+    x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *options: Any
+) -> torch.Tensor:
     eps, offset, cast_first = options
     return reference.rms_norm(x, weight, eps, offset, cast_first, gate)
 

@@ -43,13 +43,25 @@ def with_extras(
 
 
 def _forward(
-    x: Any, weight: Any, gate: Any, eps: float, offset: float, cast_first: bool, *extras: Any
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+    *extras: Any,
 ) -> torch.Tensor:
     return forward(x, weight, gate, eps, offset, cast_first, Extras(*extras))
 
 
 def _fake(
-    x: Any, weight: Any, gate: Any, eps: float, offset: float, cast_first: bool, *extras: Any
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+    *extras: Any,
 ) -> torch.Tensor:
     weight_dtype = None if weight is None else weight.dtype
     dtype = out_dtype(x.dtype, weight_dtype, gate is not None, cast_first, Extras(*extras))
@@ -57,10 +69,10 @@ def _fake(
 
 
 def _backward(
-    grad: Any,
-    x: Any,
-    weight: Any,
-    gate: Any,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
     eps: float,
     offset: float,
     cast_first: bool,
@@ -70,14 +82,22 @@ def _backward(
     return backward(grad, x, weight, gate, needed[1], eps, offset, cast_first, Extras(*extras))
 
 
-def _fake_backward(grad: Any, x: Any, weight: Any, gate: Any, *rest: Any) -> Any:
+def _fake_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *rest: Any
+) -> Any:
     grad_weight = torch.empty_like(weight) if rest[-1][1] else None
     grad_gate = None if gate is None else torch.empty_like(x, dtype=gate.dtype)
     return torch.empty_like(x), grad_weight, grad_gate
 
 
 def _plain(
-    x: Any, weight: Any, gate: Any, eps: float, offset: float, cast_first: bool, *extras: Any
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor,
+    eps: float,
+    offset: float,
+    cast_first: bool,
+    *extras: Any,
 ) -> torch.Tensor:
     return reference.rms_norm(x, weight, eps, offset, cast_first, gate, *extras)
 

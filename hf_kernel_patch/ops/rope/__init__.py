@@ -6,7 +6,7 @@ The kernels that serve it; each imports its backend when it is first used.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
@@ -20,15 +20,18 @@ from hf_kernel_patch.ops.rope.shapes import (
     width_of,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 GRADIENT = "cos or sin needs a gradient"
 DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"
 
 
 def _why_fallback(
-    q: Any,
-    k: Any,
-    cos: Any,
-    sin: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
     unsqueeze_dim: int = 1,
     cast: bool = False,
     pairs: str = HALVES,
@@ -58,10 +61,10 @@ class TorchFusedRoPE(BaseKernel):
     @classmethod
     def no_gain(
         cls,
-        q: Any,
-        k: Any,
-        cos: Any,
-        sin: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         unsqueeze_dim: int = 1,
         cast: bool = False,
         pairs: str = HALVES,
@@ -81,10 +84,10 @@ class CudaFusedRoPE(TritonKernel):
     @classmethod
     def why_fallback(
         cls,
-        q: Any,
-        k: Any,
-        cos: Any,
-        sin: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         unsqueeze_dim: int = 1,
         cast: bool = False,
         pairs: str = HALVES,
@@ -97,7 +100,12 @@ class CudaFusedRoPE(TritonKernel):
 
 
 def why_fallback_over_heads(
-    q: Any, k: Any, cos: Any, sin: Any, heads: int, angles: str = ELEMENTS
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: int,
+    angles: str = ELEMENTS,
 ) -> str | None:
     """Why kernels over the heads of q and k, dimension ``heads`` of four, cannot take a call.
 
@@ -112,7 +120,12 @@ def why_fallback_over_heads(
 
 
 def why_fallback_of_any_shape(
-    q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int, angles: str = ELEMENTS
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int,
+    angles: str = ELEMENTS,
 ) -> str | None:
     """The same for q and k of three dimensions, or cos of two."""
     if cos.requires_grad or sin.requires_grad:
@@ -149,7 +162,9 @@ def _why_fallback_shapes(
     return None
 
 
-def _why_fallback_devices(q: Any, k: Any, cos: Any, sin: Any) -> str | None:
+def _why_fallback_devices(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> str | None:
     device = q.device
     if cos.device == device == sin.device and (k is None or k.device == device):
         return None
@@ -169,10 +184,10 @@ class NpuFusedRoPE(BaseKernel):
     @classmethod
     def why_fallback(
         cls,
-        q: Any,
-        k: Any,
-        cos: Any,
-        sin: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
         unsqueeze_dim: int = 1,
         cast: bool = False,
         pairs: str = HALVES,

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch_npu
@@ -21,6 +21,9 @@ from hf_kernel_patch.ops.rope.shapes import (
     as_usual,
     shaped_as,
 )
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 class _Options(NamedTuple):
@@ -119,7 +122,7 @@ def _rotate(
 class _RoPE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         q: torch.Tensor,
         k: torch.Tensor | None,
         cos: torch.Tensor,
@@ -134,7 +137,9 @@ class _RoPE(torch.autograd.Function):
         return outs
 
     @staticmethod
-    def backward(ctx: Any, grad_q: torch.Tensor, grad_k: torch.Tensor | None) -> Any:
+    def backward(
+        ctx: FunctionCtx, grad_q: torch.Tensor, grad_k: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         # The transpose of the rotation is the operator again, with the two of a pair swapped in
         # sin and negated; npu_rotary_mul_backward would also need q and k and compute cos and sin's

@@ -6,20 +6,23 @@ S or 1, R). Vision models pack their images: q is (S, heads, D) there, and cos (
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 #: Values of the op's ``pairs`` and ``angles``; see its reference.
 HALVES, INTERLEAVED, TO_HALVES = "halves", "interleaved", "interleaved_to_halves"
 ELEMENTS, FIRST_HALF, PER_PAIR = "elements", "first_half", "pairs"
 
 
-def width_of(cos: Any, angles: str) -> int:
+def width_of(cos: torch.Tensor, angles: str) -> int:
     """How many elements of a head are rotated."""
     width: int = cos.shape[-1]
     return 2 * width if angles == PER_PAIR else width
 
 
-def heads_of(q: Any, cos: Any, unsqueeze_dim: int) -> int:
+def heads_of(q: torch.Tensor, cos: torch.Tensor, unsqueeze_dim: int) -> int:
     """The heads' dimension of q, were q of four dimensions and cos of three.
 
     0 where there is no such q: its own dimensions and those of cos do not fit.
@@ -31,13 +34,13 @@ def heads_of(q: Any, cos: Any, unsqueeze_dim: int) -> int:
     return heads if heads in (1, 2) else 0
 
 
-def usual(q: Any, cos: Any, unsqueeze_dim: int) -> bool:
+def usual(q: torch.Tensor, cos: torch.Tensor, unsqueeze_dim: int) -> bool:
     """Whether q is of four dimensions and cos of three, with the heads' counted from the first."""
     return bool(cos.dim() == 3 and q.dim() == 4 and unsqueeze_dim > 0)
 
 
 def as_usual(
-    q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int
 ) -> tuple[Any, Any, Any, Any, int]:
     """Views of four dimensions of q and k, and of three of cos and sin, and the heads' dimension.
 
@@ -55,7 +58,7 @@ def as_usual(
     return q, k, cos, sin, heads
 
 
-def shaped_as(q: Any, found: tuple[Any, Any]) -> tuple[Any, Any]:
+def shaped_as(q: torch.Tensor, found: tuple[Any, Any]) -> tuple[Any, Any]:
     """What was found for ``as_usual``, in the dimensions of q."""
     if q.dim() == 4:
         return found

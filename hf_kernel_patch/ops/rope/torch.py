@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,9 @@ from hf_kernel_patch.ops.rope.shapes import (
     INTERLEAVED,
     TO_HALVES,
 )
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 #: Whether pairs are neighbours while they are rotated, and whether neighbours become halves before
 #: that, or halves neighbours after it.
@@ -104,7 +107,7 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         x: torch.Tensor,
         cos: torch.Tensor,
         signed: torch.Tensor,
@@ -116,7 +119,7 @@ class _Rotate(torch.autograd.Function):
         return _rotate(x, cos, signed, dtype, layout)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, signed = ctx.saved_tensors
         neighbours, to_halves, to_neighbours = ctx.layout
         layout = neighbours, to_neighbours, to_halves

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from hf_kernel_patch.ops.rope.shapes import (
     shaped_as,
 )
 from hf_kernel_patch.ops.rope.triton_kernel import IN_HALVES, ONE, SIDE_BY_SIDE, rope_kernel
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 #: The op's ``pairs`` and ``angles`` -> where the pairs of q and k are, of the results, and of the
 #: angles. The last of the angles are half as wide as what is rotated.
@@ -126,7 +129,7 @@ def _fake(
     )
 
 
-def _save(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
+def _save(ctx: FunctionCtx, tensors: Any, options: Any, output: Any) -> None:
     """Keep the angles, not q and k, as the map is linear; its transpose is the op itself.
 
     What that reads lies as the results, what it writes as q.
@@ -138,7 +141,9 @@ def _save(ctx: Any, tensors: Any, options: Any, output: Any) -> None:
     ctx.options = unsqueeze_dim, q.dtype, k.dtype, lie, not back, written, read, angles
 
 
-def _differentiate(ctx: Any, grads: Any, needed: Any, backward: Any) -> Any:
+def _differentiate(
+    ctx: FunctionCtx, grads: Any, needed: Any, backward: Any
+) -> tuple[torch.Tensor | None, ...]:
     return backward(*grads, *ctx.saved_tensors, *ctx.options)
 
 

@@ -5,14 +5,17 @@ The kernels that serve it; each imports its backend when it is first used.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
 from hf_kernel_patch.ops.descriptor import TritonKernel
 
+if TYPE_CHECKING:
+    import torch
+
 
 def _why_fallback(
-    gate: Any, up: Any, activation: str = "silu", *, one_device: bool = False
+    gate: torch.Tensor, up: torch.Tensor, activation: str = "silu", *, one_device: bool = False
 ) -> str | None:
     """``one_device``: whether a kernel launches on the first tensor's, whatever the other's."""
     if gate.dtype != up.dtype or gate.shape != up.shape:
@@ -36,7 +39,7 @@ class TorchFusedSwiGLU(BaseKernel):
 class CudaFusedSwiGLU(TritonKernel):
     kernel_id = "cuda_fused_swiglu"
     implements = SWIGLU
-    limits: ClassVar[dict[str, Any]] = {"one_device": True}
+    limits: ClassVar[dict[str, float]] = {"one_device": True}
     function = "hf_kernel_patch.ops.swiglu.triton:swiglu"
 
 
@@ -51,7 +54,9 @@ class NpuFusedSwiGLU(BaseKernel):
     function = "hf_kernel_patch.ops.swiglu.npu:swiglu"
 
     @classmethod
-    def why_fallback(cls, gate: Any, up: Any, activation: str = "silu") -> str | None:
+    def why_fallback(
+        cls, gate: torch.Tensor, up: torch.Tensor, activation: str = "silu"
+    ) -> str | None:
         # npu_geglu's page does not say which half it activates, npu_gelu_mul has no backward.
         if activation != "silu":
             return f"npu_swiglu computes silu, not {activation}"

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_npu
 
 from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.swiglu import reference
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> torch.Tensor:
@@ -41,11 +44,11 @@ def _joined(gate: torch.Tensor) -> torch.Tensor:
 
 class _Joined(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return _joined(gate)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return grad.chunk(2, dim=-1)
 
 

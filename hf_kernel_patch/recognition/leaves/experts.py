@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.known import Leaf, register
 from hf_kernel_patch.recognition.modules import activation_of
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Since 5.18 the one-hot has a row more, for the index that expert parallelism gives to tokens of
 # other ranks; before, only the grouped products of transformers knew that index.
@@ -41,10 +45,15 @@ def forward(self, hidden_states, top_k_index, top_k_weights):
 """
 
 
-def _stacked(site: Site) -> Callable[..., Any]:
+def _stacked(site: Site) -> Callable[..., torch.Tensor]:
     original, moe = site.original, site.op
 
-    def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+    def forward(
+        self: nn.Module,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+    ) -> torch.Tensor:
         tensors = hidden_states, top_k_index, top_k_weights
         asked = "" if site.explicit else asked_for(self)
         arguments, why_not = arguments_of(self, tensors, asked)
@@ -56,8 +65,8 @@ def _stacked(site: Site) -> Callable[..., Any]:
 
 
 def arguments_of(
-    experts: Any, tensors: tuple[Any, ...], why_not: str | None
-) -> tuple[tuple[Any, ...], str | None]:
+    experts: nn.Module, tensors: tuple[torch.Tensor, ...], why_not: str | None
+) -> tuple[tuple[torch.Tensor, ...], str | None]:
     """The op's arguments for stacked experts, and why these are not the plain ones, or None.
 
     Nothing is read of experts that are not for us, for whatever reason.
@@ -69,7 +78,7 @@ def arguments_of(
     return (*tensors, experts.gate_up_proj, experts.down_proj, activation), why_not
 
 
-def asked_for(experts: Any) -> str:
+def asked_for(experts: nn.Module) -> str:
     """Whose experts the user has asked for, where they are neither the default's nor ours."""
     asked = implementation_of(experts)
     if asked in (None, "grouped_mm", NAME):
@@ -77,19 +86,19 @@ def asked_for(experts: Any) -> str:
     return f"experts_implementation={asked!r} was asked for"
 
 
-def implementation_of(experts: Any) -> Any:
+def implementation_of(experts: nn.Module) -> Any:
     """The name of the implementation that transformers runs, None where it has no choice."""
     return getattr(getattr(experts, "config", None), "_experts_implementation", None)
 
 
-def _reported(experts: Any) -> str:
+def _reported(experts: nn.Module) -> str:
     """As ``asked_for``, for the report: transformers keeps no trace of an explicit default."""
     if implementation_of(experts) == "grouped_mm":
         return TAKEN
     return asked_for(experts)
 
 
-def why_not_plain(experts: Any) -> str | None:
+def why_not_plain(experts: nn.Module) -> str | None:
     """Why these stacked experts are not the plain ones."""
     for name, plain in _PLAIN_LAYOUT.items():
         if getattr(experts, name, plain) != plain:
@@ -97,7 +106,7 @@ def why_not_plain(experts: Any) -> str | None:
     return why_not_default_gate(experts)
 
 
-def why_not_default_gate(experts: Any) -> str | None:
+def why_not_default_gate(experts: nn.Module) -> str | None:
     """Why experts' gate is not that of transformers' grouped products, or None."""
     gate = vars(experts).get("_apply_gate") or getattr(type(experts), "_apply_gate", None)
     if gate is not None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.known import Leaf, register
 from hf_kernel_patch.recognition.leaves.experts import why_not_plain
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _TOLD = (
     "We will be switching to 'batched_mm' for the decoding stage as it is much more performant "
@@ -48,7 +52,7 @@ def _optimize_model_for_decode(self):
 """
 
 
-def _decoding(site: Site) -> Callable[..., Any]:
+def _decoding(site: Site) -> Callable[..., torch.Tensor]:
     """No switch, which would pass for a choice of the user's: the default stays in force.
 
     Unless the model has experts that are left to the default, which is the better for a switch.
@@ -56,7 +60,7 @@ def _decoding(site: Site) -> Callable[..., Any]:
     original = site.original
 
     @contextmanager
-    def _optimize_model_for_decode(self: Any) -> Iterator[None]:
+    def _optimize_model_for_decode(self: nn.Module) -> Iterator[None]:
         if site.in_force(self) and not any(_is_left(module) for module in self.modules()):
             yield
             return
@@ -66,7 +70,7 @@ def _decoding(site: Site) -> Callable[..., Any]:
     return _optimize_model_for_decode
 
 
-def _is_left(module: Any) -> bool:
+def _is_left(module: nn.Module) -> bool:
     """Whether a module is experts of another layout than the plain one, or with their own gate."""
     return hasattr(module, "_apply_gate") and why_not_plain(module) is not None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.leaves import experts_gated_code as code
@@ -13,6 +13,10 @@ from hf_kernel_patch.recognition.leaves.experts import (
     why_not_default_gate,
 )
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 #: Why most kernels leave them.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
@@ -48,7 +52,7 @@ class _Layout(NamedTuple):
             "has_post_expert_norm": self.normed,
         }
 
-    def weights(self, experts: Any) -> tuple[Any, ...]:
+    def weights(self, experts: nn.Module) -> tuple[torch.Tensor, ...]:
         """The op's arguments after the tensors."""
         from hf_kernel_patch.ops.moe.reference import Gating
 
@@ -62,13 +66,13 @@ class _Layout(NamedTuple):
         return getattr(experts, self.first), experts.down_proj, gating
 
 
-def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
+def _forward(site: Site, layout: _Layout) -> Callable[..., torch.Tensor]:
     """(experts, tensors) -> what the experts give."""
     original, moe = site.original, site.op
     attributes = layout.attributes
     takes_gating = getattr(site.kernel, "takes_gating", False)
 
-    def why_not_these(experts: Any, tensors: tuple[Any, ...]) -> str | None:
+    def why_not_these(experts: nn.Module, tensors: tuple[torch.Tensor, ...]) -> str | None:
         if not site.explicit and (reason := _left(experts)):
             return reason
         if not takes_gating:
@@ -82,7 +86,7 @@ def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
             return "the original computes in float32"
         return why_not_default_gate(experts) if layout.default else None
 
-    def forward(experts: Any, tensors: tuple[Any, ...]) -> Any:
+    def forward(experts: nn.Module, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         why_not = why_not_these(experts, tensors)
         arguments = () if why_not else (*tensors, *layout.weights(experts))
         if site.falls_back(*arguments, unless=why_not, module=experts):
@@ -92,7 +96,7 @@ def _forward(site: Site, layout: _Layout) -> Callable[..., Any]:
     return forward
 
 
-def _left(experts: Any) -> str:
+def _left(experts: nn.Module) -> str:
     """Why "auto" leaves experts as they are now to the original."""
     if implementation_of(experts) == "grouped_mm":
         return "not measured to be faster than grouped_mm"
@@ -100,10 +104,15 @@ def _left(experts: Any) -> str:
 
 
 def _chosen(**layout: Any) -> Adapter:
-    def adapter(site: Site) -> Callable[..., Any]:
+    def adapter(site: Site) -> Callable[..., torch.Tensor]:
         run = _forward(site, _Layout(**layout))
 
-        def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+        def forward(
+            self: nn.Module,
+            hidden_states: torch.Tensor,
+            top_k_index: torch.Tensor,
+            top_k_weights: torch.Tensor,
+        ) -> torch.Tensor:
             return run(self, (hidden_states, top_k_index, top_k_weights))
 
         return forward
@@ -112,12 +121,15 @@ def _chosen(**layout: Any) -> Adapter:
 
 
 def _routed(**layout: Any) -> Adapter:
-    def adapter(site: Site) -> Callable[..., Any]:
+    def adapter(site: Site) -> Callable[..., torch.Tensor]:
         run = _forward(site, _Layout(**layout))
 
         def forward(
-            self: Any, hidden_states: Any, router_indices: Any = None, routing_weights: Any = None
-        ) -> Any:
+            self: nn.Module,
+            hidden_states: torch.Tensor,
+            router_indices: torch.Tensor | None = None,
+            routing_weights: torch.Tensor | None = None,
+        ) -> torch.Tensor:
             return run(self, (hidden_states, router_indices, routing_weights))
 
         return forward

@@ -9,12 +9,18 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import KernelPatchWarning
 from hf_kernel_patch.recognition.leaves.experts import NAME, arguments_of
 from hf_kernel_patch.recognition.site import Site
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
+    from torch import nn
 
 _site: Site | str | None = None
 
@@ -42,7 +48,7 @@ class _Finder:
         loader: Any = spec.loader
         run = loader.exec_module
 
-        def exec_module(module: Any) -> None:
+        def exec_module(module: ModuleType) -> None:
             run(module)
             _enter(module)
 
@@ -50,13 +56,18 @@ class _Finder:
         return spec
 
 
-def _enter(module: Any) -> None:
+def _enter(module: ModuleType) -> None:
     interface, forward = _INTERFACES[module.__name__]
     if hasattr(module, interface):
         getattr(module, interface)[NAME] = forward
 
 
-def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+def experts_forward(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
     """Stacked experts by this device's kernel; what it cannot serve, by transformers' default.
 
     Each reason for that is told once in a warning.
@@ -74,7 +85,12 @@ def experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weigh
     return _by_default(ALL_EXPERTS_FUNCTIONS, self, tensors, why_not)
 
 
-def fp8_experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+def fp8_experts_forward(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
     """Experts in FP8, which have an interface of their own, by its default; it is told once."""
     from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
 
@@ -82,7 +98,9 @@ def fp8_experts_forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_w
     return _by_default(ALL_FP8_EXPERTS_FUNCTIONS, self, tensors, "experts in FP8")
 
 
-def _by_default(functions: Any, experts: Any, tensors: Any, why_not: str | None) -> Any:
+def _by_default(
+    functions: Any, experts: nn.Module, tensors: tuple[torch.Tensor, ...], why_not: str | None
+) -> torch.Tensor:
     """What the interface's default gives, after a warning."""
     import torch
 

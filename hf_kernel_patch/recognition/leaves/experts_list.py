@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.modules import activation_of, hooked, hooked_everywhere
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 #: An expert, and what its projections are called.
 _EXPERTS = {
@@ -94,11 +98,11 @@ _SHARED = """
 """
 
 
-def _routed(site: Site) -> Callable[..., Any]:
+def _routed(site: Site) -> Callable[..., torch.Tensor]:
     """A block of transformers 4: router, list of experts and, in Qwen2-MoE, a shared expert."""
     original, moe = site.original, site.op
 
-    def forward(self: Any, hidden_states: Any) -> Any:
+    def forward(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         import torch
         from torch.nn import functional as F
 
@@ -127,11 +131,16 @@ def _routed(site: Site) -> Callable[..., Any]:
     return forward
 
 
-def _chosen(site: Site) -> Callable[..., Any]:
+def _chosen(site: Site) -> Callable[..., torch.Tensor]:
     """The experts of a block of DeepSeek-V3's kind in transformers 4."""
     original, op = site.original, site.op
 
-    def moe(self: Any, hidden_states: Any, topk_indices: Any, topk_weights: Any) -> Any:
+    def moe(
+        self: nn.Module,
+        hidden_states: torch.Tensor,
+        topk_indices: torch.Tensor,
+        topk_weights: torch.Tensor,
+    ) -> torch.Tensor:
         gate_up, down, activation, why_not = _listed(self.experts)
         arguments = hidden_states, topk_indices, topk_weights, gate_up, down, activation
         if site.falls_back(*arguments, unless=why_not, module=self):
@@ -141,12 +150,12 @@ def _chosen(site: Site) -> Callable[..., Any]:
     return moe
 
 
-def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
+def _listed(experts: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], str, str | None]:
     """(gate, up) and down weights of a list of experts, their activation, or why they don't fit."""
     from torch import nn
 
-    gate_up: list[Any] = []
-    down: list[Any] = []
+    gate_up: list[torch.Tensor] = []
+    down: list[torch.Tensor] = []
     names: tuple[str, ...] = ()
     forward, activation, sizes = None, "", None
     if hooked_everywhere():
@@ -183,7 +192,7 @@ def _listed(experts: Any) -> tuple[list[Any], list[Any], str, str | None]:
     return gate_up, down, activation, None
 
 
-def _names_of(forward: Any) -> tuple[str, ...]:
+def _names_of(forward: object) -> tuple[str, ...]:
     """The names of gate, up and down in an expert of this forward; none if it is no plain MLP."""
     function = innermost(forward)
     found = fingerprint(function) if inspect.isfunction(function) else None

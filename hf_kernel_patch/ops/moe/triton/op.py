@@ -6,7 +6,7 @@ Eager calls launch without torch's dispatcher; torch.compile sees operators of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients
 from hf_kernel_patch.ops.moe.triton.pipeline import Needed, backward, forward
 from hf_kernel_patch.ops.moe.triton.routing import Routing
+
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
 
 def moe(
@@ -44,7 +47,7 @@ def moe(
 class _MoE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: torch.Tensor,
         index: torch.Tensor,
         weights: torch.Tensor,
@@ -62,7 +65,7 @@ class _MoE(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, index, weights, kept, *rest = ctx.saved_tensors
         experts, rest = Experts(rest[: ctx.count]), rest[ctx.count :]
         routing = None if ctx.tiles is None else Routing(*rest[:4], *ctx.tiles)
@@ -185,13 +188,13 @@ def _(
     ]
 
 
-def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+def _setup(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
     hidden, index, weights, experts, ctx.activation, _ = inputs
     ctx.save_for_backward(hidden, index, weights, output[1], *experts)
     ctx.needs_experts = [tensor.requires_grad for tensor in experts]
 
 
-def _operator_backward(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
+def _operator_backward(ctx: FunctionCtx, grad: torch.Tensor, _: Any) -> Any:
     hidden, index, weights, kept, *flat = ctx.saved_tensors
     experts = Experts(flat)
     needs_hidden, _, needs_weights, *_ = ctx.needs_input_grad
