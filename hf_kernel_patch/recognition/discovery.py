@@ -10,7 +10,7 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from hf_kernel_patch.ops.collection import no_collection
+from hf_kernel_patch.ops._shared.collection import no_collection
 from hf_kernel_patch.recognition.edits import CannotRewrite, edited
 from hf_kernel_patch.recognition.function import NoSource, function_of
 from hf_kernel_patch.recognition.known import Leaf, Rule, known, why_foreign

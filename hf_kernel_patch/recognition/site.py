@@ -80,7 +80,7 @@ class Site:
         self.swallowed: tuple[Swallowed, ...] = ()
         import torch
 
-        from hf_kernel_patch.ops.guard import why_fallback
+        from hf_kernel_patch.ops._shared.guard import why_fallback
 
         self._guard, self._compiling = why_fallback, torch.compiler.is_compiling
         # They keep what they import at their first call, which is not to be in a compiled graph.

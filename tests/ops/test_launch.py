@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_kernel_patch.ops import launch
+from hf_kernel_patch.ops._shared import launch
 
 SCRATCH = {"global_scratch_size": 0, "global_scratch_align": 1}
 PROFILE = {"profile_scratch_size": 0, "profile_scratch_align": 1}

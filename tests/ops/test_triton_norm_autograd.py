@@ -33,8 +33,8 @@ def test_gradients_are_the_same_bits_each_time(name: str) -> None:
 
 @EACH
 def test_another_token_count_asks_for_no_other_kernel(name: str) -> None:
+    from hf_kernel_patch.ops._shared.rows import norm
     from hf_kernel_patch.ops.rms_norm import triton_extras_launch
-    from hf_kernel_patch.ops.rows import norm
 
     caches = (
         *(norm._prepare_forward, norm._prepare_backward, norm._sum_launcher),
@@ -80,7 +80,7 @@ def test_one_tensor_may_be_x_and_the_residual() -> None:
 
 
 def test_a_frozen_weight_costs_no_gradient_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_kernel_patch.ops.rows import norm
+    from hf_kernel_patch.ops._shared.rows import norm
 
     x, weight = operands("rms_norm")
     wanted = outcome(FUNCTIONS["rms_norm"][0], [x, weight])[1]

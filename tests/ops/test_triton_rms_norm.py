@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops import launch
+from hf_kernel_patch.ops._shared.probe import probe
 from hf_kernel_patch.ops.rms_norm import CudaFusedRMSNorm
 from tests.ops.triton_norms import (
     ADD,
@@ -120,9 +120,9 @@ def test_more_rows_than_all_programs_take_at_once(name: str) -> None:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rows are too wide for registers from 33 elements in the backward, from 49 in the forward."""
+    from hf_kernel_patch.ops._shared.rows import norm as rows
     from hf_kernel_patch.ops.add_rms_norm import triton as add
     from hf_kernel_patch.ops.rms_norm import triton as norm
-    from hf_kernel_patch.ops.rows import norm as rows
 
     caches = rows._prepare_forward, rows._prepare_backward
     for module, attribute, value in (
@@ -173,7 +173,7 @@ def test_the_gate_is_silu() -> None:
 
 
 def test_the_blocks_depend_on_the_width_and_the_device_alone() -> None:
-    from hf_kernel_patch.ops.rows import norm
+    from hf_kernel_patch.ops._shared.rows import norm
 
     for width in (1, 64, 128, 896, 2048, 5120, 8192):
         block = norm.power(width)
@@ -195,7 +195,7 @@ def test_refuses_a_weight_of_another_width_and_a_residual_of_another_shape() -> 
 
 
 def test_the_probe_runs_a_kernel_or_says_why_not() -> None:
-    assert launch.probe(DEVICE) is None
+    assert probe(DEVICE) is None
     if not GPU:  # there, a launch on no memory would break the device for all later tests
-        assert "cannot run a kernel" in str(launch.probe("meta"))
-        assert CudaFusedRMSNorm.check_deps() == launch.probe("cuda") is not None
+        assert "cannot run a kernel" in str(probe("meta"))
+        assert CudaFusedRMSNorm.check_deps() == probe("cuda") is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch_npu
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops._shared.autograd import eager_gradients
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.npu import gradients, rms_norm
 

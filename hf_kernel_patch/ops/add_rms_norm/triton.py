@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_kernel_patch.ops.autograd import Gradients, Options, Tensors
-from hf_kernel_patch.ops.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.autograd import Gradients, Options, Tensors
+from hf_kernel_patch.ops._shared.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.rows.norm import WIDEST_BACKWARD, backward, dtypes, forward
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.triton import rms_norm
-from hf_kernel_patch.ops.rows.norm import WIDEST_BACKWARD, backward, dtypes, forward
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from hf_kernel_patch.ops.launch import cdiv
+from hf_kernel_patch.ops._shared.launch import cdiv
 from hf_kernel_patch.ops.linear_cross_entropy.function import Gradients, Problem, folds
 
 #: Rows of a chunk that fill the matrix units, and roundings of a half precision sum that are few.

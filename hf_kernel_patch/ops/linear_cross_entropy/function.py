@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops._shared.autograd import eager_gradients
 from hf_kernel_patch.ops.linear_cross_entropy import reference
 from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics, items, shifted
 

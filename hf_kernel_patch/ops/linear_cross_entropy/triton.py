@@ -11,7 +11,13 @@ from typing import Any
 import torch
 import triton
 
-from hf_kernel_patch.ops.launch import Launch, cdiv, launcher, processors
+from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher, processors
+from hf_kernel_patch.ops._shared.logits.triton import (
+    logits_grad_kernel,
+    observe_kernel,
+    rows_kernel,
+    scale_kernel,
+)
 from hf_kernel_patch.ops.linear_cross_entropy import chunks
 from hf_kernel_patch.ops.linear_cross_entropy.chunks import PAD
 from hf_kernel_patch.ops.linear_cross_entropy.function import (
@@ -21,12 +27,6 @@ from hf_kernel_patch.ops.linear_cross_entropy.function import (
 )
 from hf_kernel_patch.ops.linear_cross_entropy.operator import operator_of
 from hf_kernel_patch.ops.linear_cross_entropy.reference import Metrics
-from hf_kernel_patch.ops.logits.triton import (
-    logits_grad_kernel,
-    observe_kernel,
-    rows_kernel,
-    scale_kernel,
-)
 
 #: Elements a program takes at a time, its warps, and programs a multiprocessor. Many warps a row,
 #: so that few rows are in flight and the second pass over a row finds it in the cache.

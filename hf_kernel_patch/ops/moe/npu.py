@@ -17,7 +17,7 @@ import torch_npu
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from hf_kernel_patch.ops.launch import cdiv
+from hf_kernel_patch.ops._shared.launch import cdiv
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.grouped import Weights
 from hf_kernel_patch.ops.moe.reference import Down, GateUp, plain_gradients

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import eager_gradients
+from hf_kernel_patch.ops._shared.autograd import eager_gradients
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.swiglu.reference import activate
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops.fused import Backward, fused_op
-from hf_kernel_patch.ops.heads.triton import (
+from hf_kernel_patch.ops._shared.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.heads.triton import (
     empty,
     plain_angles,
     plain_rows,
@@ -18,7 +18,7 @@ from hf_kernel_patch.ops.heads.triton import (
     tile,
     unit,
 )
-from hf_kernel_patch.ops.launch import (
+from hf_kernel_patch.ops._shared.launch import (
     Launch,
     cdiv,
     launcher,

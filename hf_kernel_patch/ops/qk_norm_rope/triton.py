@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.heads.triton import block_of, dense, heads, rotated, rows
+from hf_kernel_patch.ops._shared.heads.triton import block_of, dense, heads, rotated, rows
 from hf_kernel_patch.ops.qk_norm_rope.triton_rows import load, load_weight, store, store_sums
 from hf_kernel_patch.ops.rope.triton_kernel import load_pairs
 

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_kernel_patch.kernels import BaseKernel, Op, register_kernel
-from hf_kernel_patch.ops.descriptor import TritonKernel
+from hf_kernel_patch.ops._shared.descriptor import TritonKernel
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import torch
 import torch_npu
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
+from hf_kernel_patch.ops._shared.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.rms_norm.extras import Extras
 from hf_kernel_patch.ops.rms_norm.reference import ACTIVATIONS
 from hf_kernel_patch.ops.rms_norm.torch import plain

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
+from hf_kernel_patch.ops._shared.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.extras import Extras
 from hf_kernel_patch.ops.rms_norm.torch_extras import with_extras

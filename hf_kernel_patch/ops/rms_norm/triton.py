@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops.fused import Backward, fused_op
-from hf_kernel_patch.ops.rms_norm import reference
-from hf_kernel_patch.ops.rms_norm.extras import Extras
-from hf_kernel_patch.ops.rms_norm.triton_extras import with_extras
-from hf_kernel_patch.ops.rows.norm import (
+from hf_kernel_patch.ops._shared.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.rows.norm import (
     WIDEST_BACKWARD,
     backward,
     dtypes,
     empty_gradients,
     forward,
 )
+from hf_kernel_patch.ops.rms_norm import reference
+from hf_kernel_patch.ops.rms_norm.extras import Extras
+from hf_kernel_patch.ops.rms_norm.triton_extras import with_extras
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? gate, float eps, float offset, bool cast_first"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.rows import norm as rows
 from hf_kernel_patch.ops.rms_norm import reference
 from hf_kernel_patch.ops.rms_norm.extras import Extras
 from hf_kernel_patch.ops.rms_norm.triton_extras_launch import backward, forward, out_dtype
-from hf_kernel_patch.ops.rows import norm as rows
 
 _INPUTS = (
     "Tensor x, Tensor? weight, Tensor? gate, float eps, float offset, bool cast_first, "

@@ -15,7 +15,7 @@ The steps are those of ``rows/triton.py`` with a group in place of a row, and
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.rows.triton import _offsets
+from hf_kernel_patch.ops._shared.rows.triton import _offsets
 
 _NUMBERS = ["rows", "eps", "inner", "x_outer", "x_step", "y_outer", "y_step", "z_outer", "z_step"]
 

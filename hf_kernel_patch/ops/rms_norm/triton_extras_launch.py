@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import (
+from hf_kernel_patch.ops._shared.launch import (
     Launch,
     cdiv,
     launcher,
@@ -16,15 +16,15 @@ from hf_kernel_patch.ops.launch import (
     shared_memory,
     strides_of,
 )
-from hf_kernel_patch.ops.rms_norm import triton_extras_kernels as kernels
-from hf_kernel_patch.ops.rms_norm.extras import Extras
-from hf_kernel_patch.ops.rows.norm import (
+from hf_kernel_patch.ops._shared.rows.norm import (
     _SUM_BLOCK,
     _sum_launcher,
     backward_blocks,
     forward_blocks,
     power,
 )
+from hf_kernel_patch.ops.rms_norm import triton_extras_kernels as kernels
+from hf_kernel_patch.ops.rms_norm.extras import Extras
 
 Gradients = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_kernel_patch.ops.fused import fused_op
-from hf_kernel_patch.ops.heads.triton import (
+from hf_kernel_patch.ops._shared.fused import fused_op
+from hf_kernel_patch.ops._shared.heads.triton import (
     empty,
     inner,
     plain_angles,
@@ -18,7 +18,7 @@ from hf_kernel_patch.ops.heads.triton import (
     tile,
     unit,
 )
-from hf_kernel_patch.ops.launch import Launch, cdiv, launcher
+from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher
 from hf_kernel_patch.ops.rope.shapes import (
     ELEMENTS,
     FIRST_HALF,

@@ -15,7 +15,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.heads.triton import block_of, dense, heads, load_halves, rotated, rows
+from hf_kernel_patch.ops._shared.heads.triton import (
+    block_of,
+    dense,
+    heads,
+    load_halves,
+    rotated,
+    rows,
+)
 
 #: Where the elements of a pair are: in the halves of a row, or side by side. ONE is for angles that
 #: hold for both.

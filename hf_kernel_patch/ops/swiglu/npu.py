@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch_npu
 
-from hf_kernel_patch.ops.autograd import Gradients, Tensors, differentiable
+from hf_kernel_patch.ops._shared.autograd import Gradients, Tensors, differentiable
 from hf_kernel_patch.ops.swiglu import reference
 
 if TYPE_CHECKING:

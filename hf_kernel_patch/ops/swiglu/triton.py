@@ -17,8 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.fused import Backward, fused_op
-from hf_kernel_patch.ops.launch import Launch, cdiv, launcher
+from hf_kernel_patch.ops._shared.fused import Backward, fused_op
+from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher
 from hf_kernel_patch.ops.swiglu import reference
 from hf_kernel_patch.ops.swiglu.reference import activate
 

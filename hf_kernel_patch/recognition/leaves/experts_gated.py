@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_kernel_patch.ops.moe import OWN_GATE
 from hf_kernel_patch.recognition.known import Adapter, Leaf, register
 from hf_kernel_patch.recognition.leaves import experts_gated_code as code
 from hf_kernel_patch.recognition.leaves.experts import (
@@ -17,9 +18,6 @@ from hf_kernel_patch.recognition.site import Site
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-#: Why most kernels leave them.
-OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
 
 
 class _Layout(NamedTuple):

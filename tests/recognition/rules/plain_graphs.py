@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_kernel_patch.ops import graphs
+from hf_kernel_patch.ops._shared import graphs
 
 
 class Graph:
@@ -21,7 +21,7 @@ class Graph:
 
 
 class Graphs:
-    """As ``ops.graphs``, on any device. ``fails`` may raise for what is to be captured."""
+    """As ``ops/_shared/graphs.py``, on any device. ``fails`` may raise for what is to be captured."""
 
     fails: Callable[[Any, int], None] = staticmethod(lambda function, count: None)
     count = 0

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
-from hf_kernel_patch.ops import graphs
+from hf_kernel_patch.ops._shared import graphs
 from hf_kernel_patch.ops.add_rms_norm import TorchFusedAddRMSNorm
 from hf_kernel_patch.recognition.outcome import How
 from hf_kernel_patch.recognition.rules.decoding import layers as decoding

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import Launch, cdiv, launcher, processors
+from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher, processors
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.triton.routing import Routing
 from hf_kernel_patch.ops.moe.triton.tiles import Tile

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import cdiv, processors
+from hf_kernel_patch.ops._shared.launch import cdiv, processors
 from hf_kernel_patch.ops.moe.experts import Experts
 from hf_kernel_patch.ops.moe.triton import gradients, products, rowwise
 from hf_kernel_patch.ops.moe.triton.launch import (

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.launch import Launch, cdiv, launcher
+from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher
 
 #: Pairs that a program sorts: the least of these that holds all, or the last.
 BLOCKS = (32, 128, 512)

@@ -1,4 +1,4 @@
-"""What decoding needs of a device's module of graphs, such as ``ops/graphs.py`` for CUDA."""
+"""What decoding needs of a device's module of graphs; ``ops/_shared/graphs.py`` is CUDA's."""
 
 from __future__ import annotations
 

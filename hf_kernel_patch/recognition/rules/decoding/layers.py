@@ -62,7 +62,7 @@ _PLAIN = (type(None), bool, int, float, str)
 
 
 def _cuda() -> Graphs:
-    from hf_kernel_patch.ops import graphs
+    from hf_kernel_patch.ops._shared import graphs
 
     return graphs
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.autograd import Options, Tensors, eager_gradients
+from hf_kernel_patch.ops._shared.autograd import Options, Tensors, eager_gradients
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_kernel_patch.ops.launch import (
+from hf_kernel_patch.ops._shared.launch import (
     Launch,
     cdiv,
     launcher,
@@ -16,7 +16,7 @@ from hf_kernel_patch.ops.launch import (
     shared_memory,
     strides_of,
 )
-from hf_kernel_patch.ops.rows import triton as kernels
+from hf_kernel_patch.ops._shared.rows import triton as kernels
 
 #: The widest rows that a program holds in registers; wider ones are read twice.
 WIDEST, WIDEST_BACKWARD = 32768, 8192

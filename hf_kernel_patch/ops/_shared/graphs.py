@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 import torch
 
-from hf_kernel_patch.ops.collection import no_collection
+from hf_kernel_patch.ops._shared.collection import no_collection
 
 Tensors = tuple[torch.Tensor, ...]
 

@@ -20,7 +20,7 @@ class TritonKernel(BaseKernel):
     def check_deps(cls) -> str | None:
         why = super().check_deps()
         if why is None:
-            from hf_kernel_patch.ops.launch import probe
+            from hf_kernel_patch.ops._shared.probe import probe
 
             why = probe(cls.device)
         return why

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hf_kernel_patch.ops.launch import cdiv
+from hf_kernel_patch.ops._shared.launch import cdiv
 
 #: Heads of q and k that one program takes at most, each count rounded up to a power of two.
 HEADS = 72

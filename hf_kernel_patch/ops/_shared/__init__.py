@@ -1,0 +1,1 @@
+"""What several ops share: launching, autograd, graphs, and kernels over rows, heads and logits."""
