@@ -16,7 +16,7 @@ from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
 from hf_kernel_patch.patching.report import PatchReport
-from hf_kernel_patch.recognition import site as calls
+from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.settings import UNSET, Config, Include, Names, Options, Settings
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def count_calls(enabled: bool = True) -> None:
 
     Off by default: it costs a dictionary update a call. HF_KERNEL_PATCH_COUNT=1 switches it on.
     """
-    calls.counting = enabled
+    sites.count_calls(enabled)
 
 
 def capture_decoding(enabled: bool = True) -> None:
@@ -272,7 +272,7 @@ def capture_decoding(enabled: bool = True) -> None:
     On by default; HF_KERNEL_PATCH_CAPTURE=0 switches them off. Without them the layers run their
     kernels one by one, with the same result.
     """
-    calls.capturing = enabled
+    sites.capture_decoding(enabled)
 
 
 def _apply(

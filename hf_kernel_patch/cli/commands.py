@@ -208,7 +208,7 @@ def doctor(as_json: Json = False) -> None:
     print_table(("package", "version"), [(k, v or "-") for k, v in found["versions"].items()])
     print_table(
         ("device", "name", "in use"),
-        [(one["device"], one["name"], "yes" * one["current"]) for one in found["devices"]],
+        [(one["device"], one["name"], "yes" if one["current"] else "") for one in found["devices"]],
     )
     typer.echo(
         f"tables: {len(found['tables'])} rows, {len(skipped)} would be skipped; "

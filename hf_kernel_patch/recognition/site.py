@@ -15,15 +15,27 @@ from hf_kernel_patch.recognition.outcome import SERVED, CallOutcome, How, fallba
 if TYPE_CHECKING:
     from torch import nn
 
-#: Whether calls are counted; set by ``hf_kernel_patch.count_calls``.
+#: Whether calls are counted.
 counting = False
-#: Whether decoder layers decode from CUDA graphs; set by ``hf_kernel_patch.capture_decoding``.
+#: Whether decoder layers decode from CUDA graphs.
 capturing = True
 
 Counters = list[Counter[CallOutcome]]
 #: (scope or None for the module's class, name, value): a function that fused code takes the
 #: place of, and where the original would find it.
 Swallowed = tuple[Mapping[str, Any] | None, str, Any]
+
+
+def count_calls(enabled: bool) -> None:
+    """Switch the counting of calls on or off, for all sites."""
+    global counting
+    counting = enabled
+
+
+def capture_decoding(enabled: bool) -> None:
+    """Switch CUDA graphs of decoder layers on or off, for all sites."""
+    global capturing
+    capturing = enabled
 
 
 class Site:

@@ -186,7 +186,8 @@ def _backward(
     dq, dk, q_grad, k_grad = found = _gradients(q, k, q_weight, k_weight)
     batch, tokens, q_heads, size = q.shape
     if not weights or not batch * tokens:
-        q_grad.zero_(), k_grad.zero_()
+        q_grad.zero_()
+        k_grad.zero_()
     if not batch * tokens:
         return found
     q, k, grad_q, grad_k = (plain_rows(x) for x in (q, k, grad_q, grad_k))

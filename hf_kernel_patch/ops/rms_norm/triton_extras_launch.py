@@ -18,6 +18,8 @@ from hf_kernel_patch.ops._shared.launch import (
 )
 from hf_kernel_patch.ops._shared.rows.norm import (
     _SUM_BLOCK,
+    NO_STRIDES_BACKWARD,
+    NO_STRIDES_FORWARD,
     _sum_launcher,
     backward_blocks,
     forward_blocks,
@@ -81,7 +83,9 @@ def _prepare_forward(
     size, groups, *rest = _static(width, weight is not None, offset, cast_first, extras)
     rows, warps, *_ = forward_blocks(size)
     static = (size, groups, *rest, unit, rows, power(size))
-    launch = launcher(kernels.forward_kernel, static if unit else (0,) * 5 + static, warps)
+    launch = launcher(
+        kernels.forward_kernel, static if unit else NO_STRIDES_FORWARD + static, warps
+    )
     absent = (None,) * ((weight is None) + (gate is None))
     return _Prepared(launch, rows, groups, 0, absent)
 
@@ -141,7 +145,9 @@ def _prepare_backward(
     itemsize = sum(one.itemsize for one in (dtype, grad, gate) if one)
     rows, warps, stages, programs_per_sm = backward_blocks(size, itemsize, shared_memory(device))
     static = (size, groups, *rest, with_weight, unit, rows, power(size), stages)
-    launch = launcher(kernels.backward_kernel, static if unit else (0,) * 7 + static, warps)
+    launch = launcher(
+        kernels.backward_kernel, static if unit else NO_STRIDES_BACKWARD + static, warps
+    )
     absent = (None,) * (2 * (weight is None) + 2 * (gate is None))
     programs = max(1, programs_per_sm * processors(device) // groups)
     return _Prepared(launch, rows, groups, programs, absent)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hf_kernel_patch.recognition import site as calls
+from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
@@ -79,7 +79,7 @@ def _chooser(site: Site, leaf: Leaf, holder: ModuleType, known: Callee) -> _Choo
             return common if function is known else function
         if original_of(function) is not known:
             return function
-        if not calls.counting:
+        if not sites.counting:
             return common
         counters = [*site.counters, *(site.modules or {}).get(id(module), ())]
         held = counted.get(id(module))

@@ -21,7 +21,7 @@ class Graph:
 
 
 class Graphs:
-    """As ``ops/_shared/graphs.py``, on any device. ``fails`` may raise for what is to be captured."""
+    """As CUDA's, on any device. ``fails`` may raise for what is to be captured."""
 
     fails: Callable[[Any, int], None] = staticmethod(lambda function, count: None)
     count = 0

@@ -22,6 +22,9 @@ from hf_kernel_patch.ops._shared.rows import triton as kernels
 WIDEST, WIDEST_BACKWARD = 32768, 8192
 _WIDE_BLOCK, _WIDE_WARPS = 4096, 16
 _SUM_ROWS, _SUM_BLOCK, _SUM_WARPS = 256, 32, 8
+#: What stands for the kernels' parameters of strides where all rows are dense (``unit`` is 0): one
+#: for the inner size, and two for each of the forward's two tensors, of the backward's three.
+NO_STRIDES_FORWARD, NO_STRIDES_BACKWARD = (0,) * 5, (0,) * 7
 
 
 class Blocks(NamedTuple):
@@ -94,7 +97,9 @@ def _prepare_forward(
         return _Prepared(launch, 1, 0, (), out, total)
     rows, warps, *_ = forward_blocks(width)
     static = (width, offset, cast_first, unit, rows, power(width))
-    launch = launcher(kernels.forward_kernel, static if unit else (0,) * 5 + static, warps)
+    launch = launcher(
+        kernels.forward_kernel, static if unit else NO_STRIDES_FORWARD + static, warps
+    )
     absent = () if adds else (None,) if other else (None, None)
     return _Prepared(launch, rows, 0, absent, out, total)
 
@@ -179,7 +184,9 @@ def _prepare_backward(
     itemsize = sum(one.itemsize for one in (dtype, grad, other) if one)
     rows, warps, stages, programs_per_sm = backward_blocks(width, itemsize, shared_memory(device))
     static = (width, offset, cast_first, with_weight, unit, rows, power(width), stages)
-    launch = launcher(kernels.backward_kernel, static if unit else (0,) * 7 + static, warps)
+    launch = launcher(
+        kernels.backward_kernel, static if unit else NO_STRIDES_BACKWARD + static, warps
+    )
     absent = () if gated else (None,) if other else (None, None)
     return _Prepared(launch, rows, programs_per_sm * processors(device), absent, dtype, dtype)
 

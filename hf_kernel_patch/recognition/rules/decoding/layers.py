@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from hf_kernel_patch.recognition import site as calls
+from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.modules import hooked_everywhere
 from hf_kernel_patch.recognition.outcome import REPLAYED, CallOutcome, How
 from hf_kernel_patch.recognition.rules.decoding.block import (
@@ -91,7 +91,7 @@ def decoder(site: Site, name: str) -> Decode:
         programs.clear()
 
     def decode(layer: nn.Module, hidden_states: torch.Tensor, *given: Value) -> Value:
-        if compiling() or not calls.capturing or with_gradients():
+        if compiling() or not sites.capturing or with_gradients():
             return None
         if not isinstance(hidden_states, tensor) or hidden_states.dim() != 3:
             return None
