@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     #: In force on the class, but some instances own a forward and bypass it.
     SHADOWED = "shadowed"
 
+    __repr__ = str.__repr__  # lists of outcomes print as lists of words
+
 
 @dataclass
 class Row:
