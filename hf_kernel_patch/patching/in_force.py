@@ -108,10 +108,14 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
         for made in made_of(record.original)
         if made is not record.composed
     }
-    if not older or not _kept(older):
-        return {}
-    gc.collect()  # closures are cycles as often as not: they may be dead but not collected yet
-    return _kept(older)
+    kept = _kept(older) if older else {}
+    for _ in range(2):
+        if kept:
+            # Closures are cycles as often as not: they may be dead but not collected yet. What has
+            # a finalizer lets go of others at the first collection, which takes them at the next.
+            gc.collect()
+            kept = _kept(older)
+    return kept
 
 
 def _kept(older: dict[int, tuple[object, Record]]) -> dict[int, str]:
