@@ -121,19 +121,19 @@ def lazy_output(base: type[ModelOutput], traced: bool = False) -> type[ModelOutp
         reduced: _Reduced = plain.__reduce__()
         return reduced
 
-    members = {
+    members: dict[str, object] = {
         "__module__": __name__,
         "__doc__": base.__doc__,
         "logits": property(read, write),
-        "__post_init__": post_init,
         "items": items,
         "values": values,
         "get": get,
         "__getitem__": item,
         "__reduce__": reduce,
     }
-    if not traced:
+    if not traced:  # torch.compile calls the base's, where nobody asks who walks over an output
         members["__dict__"] = property(namespace, attributes.__set__)
+        members["__post_init__"] = post_init
     # PyTorch's pytrees register it by its name as it is made, and ``base`` has that name already.
     make_class: Callable[..., type[ModelOutput]] = type(base)
     made = make_class(f"{'Traced' if traced else 'Lazy'}{base.__name__}", (base,), members)
