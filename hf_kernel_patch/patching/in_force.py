@@ -10,7 +10,6 @@ from typing import Any
 
 from hf_kernel_patch.patching.ledger import MISSING
 from hf_kernel_patch.patching.lookup import (
-    Located,
     describe,
     is_own_code,
     is_plain_bound,
@@ -20,7 +19,7 @@ from hf_kernel_patch.patching.lookup import (
 from hf_kernel_patch.patching.records import Record
 from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.recognition import Request, why_not
-from hf_kernel_patch.recognition.composing import made_of
+from hf_kernel_patch.recognition.composing import Located, made_of
 from hf_kernel_patch.recognition.source import made_by_us, original_of
 
 ANEW = "the module was loaded anew and is not patched: call patch_transformers() again"

@@ -10,6 +10,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.models import SiteSpec
+from hf_kernel_patch.recognition.composing import Located
 from hf_kernel_patch.recognition.source import ROOT, innermost, original_of
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ def _version_is(wanted: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
-
-
-#: A value, the class, module or instance that holds it, and by which name: (owner, name, value).
-Located = tuple[Any, str, Any]
 
 
 def locate(spec: SiteSpec) -> Located | str:

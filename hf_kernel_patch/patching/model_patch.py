@@ -15,12 +15,12 @@ from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
-from hf_kernel_patch.patching.lookup import Located, calls_by_name, exists_here, locate
+from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
 from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 from hf_kernel_patch.patching.subclass import root_of
 from hf_kernel_patch.recognition import known, request, why_not
-from hf_kernel_patch.recognition.composing import difference, source_hash
+from hf_kernel_patch.recognition.composing import Located, difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import options_of
 from hf_kernel_patch.settings import is_rank_zero

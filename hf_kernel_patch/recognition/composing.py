@@ -19,6 +19,9 @@ from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
 from hf_kernel_patch.recognition.wrappers import cells_of_itself, innermost_of, rewrapped
 
+#: A value, the class, module or instance that holds it, and by which name: (owner, name, value).
+Located = tuple[Any, str, Any]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -31,8 +34,8 @@ class Request:
     code: str
     kernel: Kernel
     explicit: bool = False
-    options: tuple[tuple[str, Any], ...] = ()
-    called: tuple[Any, str, Any] | None = None
+    options: tuple[tuple[str, object], ...] = ()
+    called: Located | None = None
 
 
 def request(
@@ -40,7 +43,7 @@ def request(
     kernel: Kernel,
     explicit: bool,
     options: Mapping[str, object],
-    called: tuple[Any, str, Any] | None = None,
+    called: Located | None = None,
 ) -> Request:
     """A Request for a kernel with its own options as they are now, but for those given."""
     every = tuple(sorted({**kernel.options, **options}.items()))
@@ -55,7 +58,7 @@ class Composed:
         function.__hf_kernel_patch__ = self
         self.itself = cells_of_itself(function)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Composed:
+    def __deepcopy__(self, memo: dict[int, object]) -> Composed:
         # Wrappers that copied the function's attributes, as accelerate's hooks do, are copied with
         # their model.
         return self
@@ -63,7 +66,7 @@ class Composed:
 
 # Made once for a function and equal requests, so that patching again costs neither time nor a
 # recompilation under torch.compile, and so that many models share one code object.
-_made: dict[tuple[Any, ...], Composed] = {}
+_made: dict[tuple[object, ...], Composed] = {}
 
 
 def why_not(original: object, owner: object, request: Request) -> str | None:

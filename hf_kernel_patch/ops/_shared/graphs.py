@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -20,7 +20,7 @@ class Graph(NamedTuple):
     ``graph`` is a ``torch.cuda.CUDAGraph``, or anything else with ``replay()``.
     """
 
-    graph: Any
+    graph: torch.cuda.CUDAGraph
     inputs: list[torch.Tensor]
     outputs: Tensors
     #: How many heads each output has, where they are one tensor side by side.
@@ -52,7 +52,7 @@ def busy() -> bool:
     return torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing()
 
 
-def elsewhere(tensor: torch.Tensor) -> AbstractContextManager[Any] | None:
+def elsewhere(tensor: torch.Tensor) -> AbstractContextManager[object] | None:
     """What makes a tensor's device the current one, or None where it is."""
     if tensor.get_device() == torch.cuda.current_device():
         return None
