@@ -258,7 +258,7 @@ def patch_model(
 provide(patch_model)
 
 
-def require_model(model: nn.Module) -> None:
+def require_model(model: object) -> None:
     """TypeError unless ``model`` is, or wraps, a PreTrainedModel."""
     base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
     parts = getattr(model, "modules", None)

@@ -147,7 +147,7 @@ class Site:
         for counter in self._counters_of(module):
             counter[outcome] += 1
 
-    def _counters_of(self, module: nn.Module) -> Counters:
+    def _counters_of(self, module: nn.Module | None) -> Counters:
         if not self.modules:
             return self.counters
         if id(module) not in self.modules:
@@ -155,7 +155,7 @@ class Site:
             return [*self.counters, *held.values()]
         return [*self.counters, *self.modules[id(module)]]
 
-    def _replaced(self, module: nn.Module) -> str | None:
+    def _replaced(self, module: nn.Module | None) -> str | None:
         """The function that the fused code would ignore, as somebody has replaced it, if any."""
         if self._compiling():
             return None

@@ -14,16 +14,18 @@ from hf_kernel_patch.ops.moe.experts import flatten
 if TYPE_CHECKING:
     import torch
 
+    from hf_kernel_patch.ops.moe.reference import Down, GateUp
+
 #: Why most kernels leave experts with a ``reference.Gating``.
 OWN_GATE = "the kernel computes no biases and no gate of the experts' own"
 
 
 def _why_fallback(
     hidden: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    index: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    gate_up: GateUp,
+    down: Down,
     activation: Any = "silu",
 ) -> str | None:
     """Why these tokens and routes are for the original alone, or None.
@@ -33,7 +35,9 @@ def _why_fallback(
     """
     if not hidden.numel():
         return "there is no token"
-    if index is not None and not hidden.shape[:1] == index.shape[:1] == weights.shape[:1]:
+    # Before the router has run there are neither index nor weights.
+    tokens = hidden.shape[:1]
+    if index is not None and not tokens == index.shape[:1] == weights.shape[:1]:  # type: ignore[union-attr]
         return "the routes are of other tokens than the hidden states"
     return None
 
@@ -54,10 +58,10 @@ class TorchFusedMoE(BaseKernel):
     def why_fallback(
         cls,
         hidden: torch.Tensor,
-        index: torch.Tensor,
-        weights: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        index: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        gate_up: GateUp,
+        down: Down,
         activation: Any,
     ) -> str | None:
         import torch
@@ -99,10 +103,10 @@ class CudaFusedMoE(TritonKernel):
     def why_fallback(
         cls,
         hidden: torch.Tensor,
-        index: torch.Tensor,
-        weights: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        index: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        gate_up: GateUp,
+        down: Down,
         activation: Any,
     ) -> str | None:
         if not isinstance(activation, str):
@@ -138,10 +142,10 @@ class NpuFusedMoE(BaseKernel):
     def why_fallback(
         cls,
         hidden: torch.Tensor,
-        index: torch.Tensor,
-        weights: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        index: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        gate_up: GateUp,
+        down: Down,
         activation: Any,
     ) -> str | None:
         if not isinstance(activation, str):

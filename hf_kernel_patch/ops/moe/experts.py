@@ -90,7 +90,7 @@ class Experts:
         return gradients
 
 
-def flatten(gate_up: torch.Tensor, down: torch.Tensor) -> list[Any]:
+def flatten(gate_up: GateUp, down: Down) -> list[Any]:
     """All weights of the op's two arguments, in the order of ``Experts.flat``."""
     if not isinstance(down, (list, tuple)):
         return [gate_up, down]

@@ -20,7 +20,7 @@ WIDEST = 65536
 
 def _why_fallback(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     eps: float,
     offset: float = 0.0,
     cast_first: bool = True,
@@ -81,7 +81,7 @@ class NpuFusedRMSNorm(BaseKernel):
     def why_fallback(
         cls,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | None,
         eps: float,
         offset: float = 0.0,
         cast_first: bool = True,

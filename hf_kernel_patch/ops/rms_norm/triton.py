@@ -63,7 +63,7 @@ def _forward(
 def _fake(
     x: torch.Tensor,
     weight: torch.Tensor,
-    gate: torch.Tensor,
+    gate: torch.Tensor | None,
     eps: float,
     offset: float,
     cast_first: bool,
@@ -73,7 +73,7 @@ def _fake(
 
 
 def _backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *rest: Any
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor | None, *rest: Any
 ) -> Any:
     *options, needed = rest
     return backward(grad, x, weight, gate, gate is not None, needed[1], *options)

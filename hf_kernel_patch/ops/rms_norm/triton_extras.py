@@ -56,8 +56,8 @@ def _forward(
 
 def _fake(
     x: torch.Tensor,
-    weight: torch.Tensor,
-    gate: torch.Tensor,
+    weight: torch.Tensor | None,
+    gate: torch.Tensor | None,
     eps: float,
     offset: float,
     cast_first: bool,
@@ -83,7 +83,11 @@ def _backward(
 
 
 def _fake_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, *rest: Any
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    *rest: Any,
 ) -> Any:
     grad_weight = torch.empty_like(weight) if rest[-1][1] else None
     grad_gate = None if gate is None else torch.empty_like(x, dtype=gate.dtype)

@@ -29,7 +29,7 @@ DIMENSIONS = "q and k are not of the dimensions that cos and sin go with"
 
 def _why_fallback(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
@@ -62,7 +62,7 @@ class TorchFusedRoPE(BaseKernel):
     def no_gain(
         cls,
         q: torch.Tensor,
-        k: torch.Tensor,
+        k: torch.Tensor | None,
         cos: torch.Tensor,
         sin: torch.Tensor,
         unsqueeze_dim: int = 1,
@@ -85,7 +85,7 @@ class CudaFusedRoPE(TritonKernel):
     def why_fallback(
         cls,
         q: torch.Tensor,
-        k: torch.Tensor,
+        k: torch.Tensor | None,
         cos: torch.Tensor,
         sin: torch.Tensor,
         unsqueeze_dim: int = 1,
@@ -101,7 +101,7 @@ class CudaFusedRoPE(TritonKernel):
 
 def why_fallback_over_heads(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: int,
@@ -121,7 +121,7 @@ def why_fallback_over_heads(
 
 def why_fallback_of_any_shape(
     q: torch.Tensor,
-    k: torch.Tensor,
+    k: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     unsqueeze_dim: int,
@@ -163,7 +163,7 @@ def _why_fallback_shapes(
 
 
 def _why_fallback_devices(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
 ) -> str | None:
     device = q.device
     if cos.device == device == sin.device and (k is None or k.device == device):
@@ -185,7 +185,7 @@ class NpuFusedRoPE(BaseKernel):
     def why_fallback(
         cls,
         q: torch.Tensor,
-        k: torch.Tensor,
+        k: torch.Tensor | None,
         cos: torch.Tensor,
         sin: torch.Tensor,
         unsqueeze_dim: int = 1,

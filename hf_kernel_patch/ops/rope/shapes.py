@@ -40,7 +40,11 @@ def usual(q: torch.Tensor, cos: torch.Tensor, unsqueeze_dim: int) -> bool:
 
 
 def as_usual(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int
+    q: torch.Tensor,
+    k: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    unsqueeze_dim: int,
 ) -> tuple[Any, Any, Any, Any, int]:
     """Views of four dimensions of q and k, and of three of cos and sin, and the heads' dimension.
 
