@@ -5,7 +5,8 @@ Imports no triton: a kernel is whatever ``triton.jit`` made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -15,8 +16,30 @@ import torch
 Launch = Callable[[int, Sequence[torch.Tensor], tuple[float | None, ...]], None]
 
 
+#: Whether launches of now may start before the kernel in front of them has ended.
+_early = False
+
+
+@contextmanager
+def early_launches() -> Iterator[None]:
+    """Launch kernels that can wait for the one before while that one still runs.
+
+    For what is captured in graphs: on its own such a launch costs the host more.
+    """
+    global _early
+    before, _early = _early, True
+    try:
+        yield
+    finally:
+        _early = before
+
+
 def launcher(
-    kernel: Any, static: tuple[object, ...], num_warps: int, num_stages: int = 1
+    kernel: Any,
+    static: tuple[object, ...],
+    num_warps: int,
+    num_stages: int = 1,
+    waits: bool = False,
 ) -> Launch:
     """The cheapest safe way to launch ``kernel`` again and again on tensors of the same dtypes.
 
@@ -27,6 +50,8 @@ def launcher(
             A pointer that a kernel may do without is None among the numbers, always or never.
         static: the last arguments of every launch, constexprs as a rule.
         num_warps, num_stages: as Triton takes them.
+        waits: whether its last argument, after ``static``, is EARLY: whether it has to wait for the
+            kernel before (see ``triton_early.py``).
 
     The first launch on a device goes through Triton, which compiles; later ones call what was
     compiled directly. As that code takes pointers for multiples of 16, a launch with one that is
@@ -34,6 +59,9 @@ def launcher(
     """
     options = {"num_warps": num_warps, "num_stages": num_stages}
     ready: dict[int, tuple[Any, tuple[object, ...]] | None] = {}
+    static_early = (*static, True)
+    if waits:
+        static = (*static, False)
 
     def launch(
         programs: int, tensors: Sequence[torch.Tensor], numbers: tuple[float | None, ...]
@@ -42,6 +70,9 @@ def launcher(
         if device != _current_device() and device >= 0 and _is_elsewhere(tensors[0]):
             with torch.get_device_module(tensors[0].device).device(device):
                 return launch(programs, tensors, numbers)
+        if _early and waits and _has_early_launch(tensors[0].device):
+            kernel[(programs,)](*tensors, *numbers, *static_early, **options, launch_pdl=True)
+            return None
         pointers = [tensor.data_ptr() for tensor in tensors]
         bits = 0
         for pointer in pointers:
@@ -60,6 +91,12 @@ def launcher(
         return None
 
     return launch
+
+
+def _has_early_launch(device: torch.device) -> bool:
+    from hf_kernel_patch.ops._shared.triton_early import has_early_launch  # which imports triton
+
+    return has_early_launch(device)
 
 
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", lambda: -1)

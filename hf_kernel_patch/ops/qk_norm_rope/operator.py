@@ -64,7 +64,7 @@ def _launcher(
     """What launches forward, with the kernel's last arguments, and the groups of the heads."""
     groups, _, *blocks, warps = tile(*heads, size, True)
     static = (*heads, size, width, groups, *blocks, power(width // 2), power(size - width))
-    return launcher(forward_kernel, (*static, *options), warps), groups
+    return launcher(forward_kernel, (*static, *options), warps, waits=True), groups
 
 
 @cache

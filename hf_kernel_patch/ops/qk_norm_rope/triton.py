@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from hf_kernel_patch.ops._shared.heads.triton import block_of, dense, heads, rotated, rows
+from hf_kernel_patch.ops._shared.triton_early import begin
 from hf_kernel_patch.ops.qk_norm_rope.triton_rows import load, load_weight, store, store_sums
 from hf_kernel_patch.ops.rope.triton_kernel import load_pairs
 
@@ -110,7 +111,9 @@ def forward_kernel(
     EPS: tl.constexpr,
     OFFSET: tl.constexpr,
     CAST_FIRST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     batch, t, group = block_of(tl.program_id(0), tokens, GROUPS, 1)
     qh, kh = heads(group, BLOCK_Q), heads(group, BLOCK_K)
     here = t < tokens

@@ -65,7 +65,7 @@ def _launcher(
     """
     *blocks, warps = tile(*heads, size, inner)
     static = (*heads, size, width, *blocks, power(width // 2), power(size - width), *options)
-    return launcher(rope_kernel, static, warps), blocks[0], blocks[1]
+    return launcher(rope_kernel, static, warps, waits=True), blocks[0], blocks[1]
 
 
 def _rotate(

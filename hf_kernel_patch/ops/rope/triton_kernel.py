@@ -23,6 +23,7 @@ from hf_kernel_patch.ops._shared.heads.triton import (
     rotated,
     rows,
 )
+from hf_kernel_patch.ops._shared.triton_early import begin
 
 #: Where the elements of a pair are: in the halves of a row, or side by side. ONE is for angles that
 #: hold for both.
@@ -121,7 +122,9 @@ def rope_kernel(
     WRITTEN: tl.constexpr,
     ANGLES: tl.constexpr,
     UNIT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     batch, t, group = block_of(tl.program_id(0), tokens, GROUPS, BLOCK_T)
     here = t < tokens
     qh = heads(group, BLOCK_Q)

@@ -98,7 +98,7 @@ def _prepare_forward(
     rows, warps, *_ = forward_blocks(width)
     static = (width, offset, cast_first, unit, rows, power(width))
     launch = launcher(
-        kernels.forward_kernel, static if unit else NO_STRIDES_FORWARD + static, warps
+        kernels.forward_kernel, static if unit else NO_STRIDES_FORWARD + static, warps, waits=True
     )
     absent = () if adds else (None,) if other else (None, None)
     return _Prepared(launch, rows, 0, absent, out, total)

@@ -21,6 +21,8 @@ Backward, with g = dy w, for each row:
 import triton
 import triton.language as tl
 
+from hf_kernel_patch.ops._shared.triton_early import begin
+
 _NUMBERS = ["rows", "eps", "inner", "x_outer", "x_step", "y_outer", "y_step", "z_outer", "z_step"]
 
 
@@ -66,7 +68,9 @@ def forward_kernel(
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (cols < WIDTH)[None, :]

@@ -142,9 +142,10 @@ def launcher_for(
     static: tuple[Any, ...],
     warps: int,
     stages: int = 1,
+    waits: bool = False,
 ) -> Launch:
     """The launcher for tensors of these dtypes."""
-    return launcher(kernel, static, warps, stages)
+    return launcher(kernel, static, warps, stages, waits)
 
 
 def dtypes_of(*tensors: torch.Tensor) -> tuple[torch.dtype, ...]:

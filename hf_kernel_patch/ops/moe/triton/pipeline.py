@@ -116,13 +116,13 @@ def _forward_unsorted(
     n, k, warps = PAIR_INNER
     inner_static = (*common, code, n, min(k, _power_of_2(size)))
     dtypes = dtypes_of(hidden, index)
-    launch = launcher_for(rowwise.pair_inner_kernel, dtypes, inner_static, warps)
+    launch = launcher_for(rowwise.pair_inner_kernel, dtypes, inner_static, warps, waits=True)
     programs = sizes.pairs * cdiv(width, n)
     launch(programs, (hidden, index, gate_up.weight, inner), (sizes.pairs,))
     n, k, warps = PAIR_DOWN
     down_static = (*common, _power_of_2(sizes.top), n, min(k, _power_of_2(width)))
     dtypes = dtypes_of(inner, index, weights)
-    launch = launcher_for(rowwise.pair_down_kernel, dtypes, down_static, warps)
+    launch = launcher_for(rowwise.pair_down_kernel, dtypes, down_static, warps, waits=True)
     programs = sizes.tokens * cdiv(size, n)
     launch(programs, (inner, index, weights, down.weight, out), (sizes.tokens,))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hf_kernel_patch.ops._shared.triton_early import begin
 from hf_kernel_patch.ops.moe.triton.gradients import activation_backward
 from hf_kernel_patch.ops.swiglu.triton import value_and_slope
 
@@ -84,11 +85,13 @@ def pair_inner_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """activation(gate) * up of every pair, without rows sorted.
 
     Pairs come first, so that those of the same expert meet in the cache.
     """
+    begin(EARLY)
     pair = tl.program_id(0) % pairs
     o_n = tl.program_id(0) // pairs * BLOCK_N + tl.arange(0, BLOCK_N)
     expert = tl.load(index + pair).to(tl.int64)
@@ -126,8 +129,10 @@ def pair_down_kernel(
     SLOTS: tl.constexpr,  # a power of two, TOP at least
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """The second product of a token's experts and their weighted sum; tokens come first."""
+    begin(EARLY)
     token = (tl.program_id(0) % tokens).to(tl.int64)
     column = tl.program_id(0) // tokens * BLOCK_N
     # A line is a column of one slot: all of a token's experts are read at the same time.
