@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from hf_kernel_patch.ops._shared.fused import Backward, fused_op
 from hf_kernel_patch.ops._shared.launch import Launch, cdiv, launcher
@@ -235,6 +236,8 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, activation: str = "silu") -> to
         return _operator(gate, up, activation)
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return _apply((activation,), gate, up)
+    if has_torch_function_variadic(gate, up):  # as where a decoded token's products are noted
+        return handle_torch_function(swiglu, (gate, up), gate, up, activation)
     if gate.numel() <= SMALL:
         return activate(gate, activation).mul_(up)
     return _forward(gate, up, activation)
