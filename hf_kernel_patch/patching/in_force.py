@@ -19,7 +19,7 @@ from hf_kernel_patch.patching.lookup import (
 from hf_kernel_patch.patching.records import Record
 from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.recognition import Request, why_not
-from hf_kernel_patch.recognition.composing import Located, made_of
+from hf_kernel_patch.recognition.composing import Located, cells_of_originals, made_of
 from hf_kernel_patch.recognition.source import made_by_us, original_of
 
 ANEW = "the module was loaded anew and is not patched: call patch_transformers() again"
@@ -120,11 +120,12 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
 def _kept(older: dict[int, tuple[object, Record]]) -> dict[int, str]:
     """As ``kept_of_earlier``, of functions by their ids, each with its record."""
     kept: dict[int, str] = {}
+    ours = cells_of_originals()
     for holder in gc.get_referrers(*(function for function, _ in older.values())):
         if isinstance(holder, dict):
             kinds = [one for one in gc.get_referrers(holder) if isinstance(one, type)]
             holder = next((one for one in kinds if one.__dict__ == holder), None)
-        if not isinstance(holder, _HOLDERS):
+        if not isinstance(holder, _HOLDERS) or id(holder) in ours:
             continue
         named = getattr(holder, "__qualname__", "") if isinstance(holder, type) else ""
         for held in gc.get_referents(holder if not named else vars(holder)):

@@ -116,6 +116,21 @@ def made_of(original: object) -> list[Composed]:
     return [made for key, made in list(_made.items()) if made.original is original and not key[1]]
 
 
+def cells_of_originals() -> set[int]:
+    """The ids of the cells of all functions that something was made of, and of what they wrap.
+
+    Where somebody wraps our function and is patched over, such a cell holds our function, and what
+    was made of the wrapper is known here even when nobody else has it.
+    """
+    found: set[int] = set()
+    for made in list(_made.values()):
+        value = made.original
+        while value is not None:
+            found.update(map(id, getattr(value, "__closure__", None) or ()))
+            value = getattr(value, "__wrapped__", None)
+    return found
+
+
 def _compose(original: Any, owner: object, requests: tuple[Request, ...], alone: bool) -> Composed:
     sites: dict[Request, Site] = {}
     edits: list[Edit] = []
