@@ -14,7 +14,7 @@ import hf_kernel_patch
 from benchmarks.measure import cases, convergence, discovery, e2e, imports, launch
 from benchmarks.measure.environment import DTYPES, default_device, default_dtype, header, slug
 from benchmarks.measure.timing import limits, reason
-from benchmarks.report import results, tables
+from benchmarks.report import decoding, results, tables
 from benchmarks.workloads import models, shapes, variants
 from benchmarks.workloads.ops import OPS
 
@@ -139,14 +139,16 @@ def decode(
     only: Only = "",
     include: Include = "auto",
     layers: Layers = None,
-    batch: int | None = None,
-    prompt: int | None = None,
-    new: Annotated[int | None, typer.Option(help="tokens to decode")] = None,
+    batch: Annotated[
+        list[str] | None, typer.Option(help="sequences at once: 32, or 1,8,32, or several times")
+    ] = None,
+    prompt: Annotated[int | None, typer.Option(help="tokens before the first decoded one")] = None,
+    new: Annotated[int | None, typer.Option(min=2, help="tokens to decode")] = None,
     limit: Limit = 400.0,
 ) -> None:
-    """Greedy decoding by ``generate``: milliseconds a token, in every variant."""
-    sizes = {"batch": batch, "prompt": prompt, "new": new}
-    options = {"include": include, "limit": limit}
+    """Greedy decoding by ``generate``: milliseconds a token, in every variant and at each batch."""
+    sizes = {"prompt": prompt, "new": new}
+    options = {"include": include, "limit": limit, "batches": _numbers(batch or [])}
     _model("decode", model, device, dtype, quick, out, only, layers, options | sizes)
 
 
@@ -164,7 +166,7 @@ def _model(
     _known(model, models.names())
     chosen = tuple(filter(None, only.split(",")))
     for name in chosen:
-        _known(name, variants.VARIANTS)
+        _known(name, variants.names(kind))
     device = _device(device)
     result, path = e2e.run(
         kind,
@@ -175,7 +177,7 @@ def _model(
         quick=quick,
         layers=layers,
         only=chosen,
-        told=lambda row: console.print(f"{row['variant']} done", style="dim"),
+        told=lambda row: console.print(f"{row['variant']}, {row['batch']}: done", style="dim"),
         **options,
     )
     _show(result, path)
@@ -243,10 +245,8 @@ def report(
 def _show(result: dict[str, Any], path: Path) -> None:
     """The tables, what failed, and where the numbers are."""
     rows = result["rows"]
-    shown = (
-        [tables.of_models(result)] if result["kind"] in ("e2e", "decode") else tables.of_ops(rows)
-    )
-    for table in shown:
+    decoded = result["kind"] == "decode"
+    for table in decoding.tables_of(rows) if decoded else tables.of(result):
         console.print(table)
     for line in tables.failures(rows):
         console.print(f"failed: {line}")
@@ -265,6 +265,15 @@ def _show(result: dict[str, Any], path: Path) -> None:
 def _known(name: str, names: Any) -> None:
     if name not in names:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(names)}")
+
+
+def _numbers(texts: list[str]) -> tuple[int, ...]:
+    """The different numbers of options that may hold several, in their order."""
+    parts = [part for text in texts for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise typer.BadParameter(f"{part!r} is no number of sequences")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _device(name: str) -> str:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from statistics import median
 from typing import Any, TextIO
 
@@ -54,11 +55,11 @@ class Worker:
         lines = self._errors.read().strip().splitlines()
         raise RuntimeError(f"exit {code}: {lines[-1] if lines else 'no message'}"[:300])
 
-    def measure(self) -> Answer:
-        """Have it measure once more."""
+    def ask(self, request: str, batch: int) -> Answer:
+        """Have it prepare, measure or check a batch; raises RuntimeError as ``answer`` does."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # answer() says how it ended
-            self._process.stdin.write("\n")
+            self._process.stdin.write(json.dumps([request, batch]) + "\n")
             self._process.stdin.flush()
         return self.answer()
 
@@ -79,37 +80,54 @@ class Worker:
 
 def run(
     jobs: dict[str, dict[str, Any]],
+    batches: Sequence[int],
     together: bool,
     rounds: int,
     limit: float,
-    done: Callable[[str, Answer], None],
+    done: Callable[[str, int, Answer], None],
+    checks: Mapping[str, Callable[[Answer], None]] | None = None,
 ) -> None:
-    """Measure every job ``rounds`` times and tell ``done`` what was found, or the error.
+    """Measure every job ``rounds`` times at every batch; ``done`` is told what was found.
 
-    ``together`` keeps all processes and measures them in turns, so that a drift meets all alike:
-    for a CPU. An accelerator has memory for one at a time.
+    What was found has an error where there was one, which ends neither other batches nor other
+    jobs. The jobs of ``checks`` check the first batch after all is measured, since that undoes the
+    patch; the values are told what was found. ``together`` keeps all processes and measures them in
+    turns, so that a drift meets all alike: for a CPU. An accelerator has memory for one at a time.
     """
-    batches = [list(jobs)] if together else [[name] for name in jobs]
-    for batch in batches:
-        workers = {name: Worker(jobs[name], limit) for name in batch}
-        found: dict[str, Answer] = {name: {"error": None, "seconds": []} for name in batch}
-        for turn in range(-1, rounds):
-            for name, worker in workers.items():
-                if found[name]["error"] is None:
-                    _take(found[name], worker.answer if turn < 0 else worker.measure)
+    for names in [list(jobs)] if together else [[name] for name in jobs]:
+        workers = {name: Worker(jobs[name], limit) for name in names}
+        built = {name: _try(worker.answer) for name, worker in workers.items()}
+        for batch in batches:
+            taken = {name: [built[name]] for name in names}
+            for turn in range(-1, rounds):
+                for name, worker in workers.items():
+                    if all(answer.get("error") is None for answer in taken[name]):
+                        request = "prepare" if turn < 0 else "measure"
+                        taken[name].append(_try(partial(worker.ask, request, batch)))
+            for name in names:
+                done(name, batch, joined(taken[name]))
         for name, worker in workers.items():
+            if checks and name in checks:
+                checks[name](_try(partial(worker.ask, "check", batches[0])))
             worker.close()
-            if found[name]["seconds"]:
-                found[name]["median_s"] = median(found[name]["seconds"])
-            done(name, found[name])
 
 
-def _take(found: Answer, ask: Callable[[], Answer]) -> None:
+def _try(ask: Callable[[], Answer]) -> Answer:
     try:
-        answer = ask()
+        return ask()
     except RuntimeError as error:
-        found["error"] = str(error)
-        return
-    seconds = answer.pop("seconds", [])
-    found |= answer
-    found["seconds"] = found["seconds"] + seconds
+        return {"error": str(error)}
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """One answer of several: the medians of their times, and all "seconds" in one list."""
+    found: Answer = {"error": None, "seconds": []}
+    for answer in answers:
+        found |= {key: value for key, value in answer.items() if key != "seconds"}
+        found["seconds"] = found["seconds"] + answer.get("seconds", [])
+    for key in found:
+        if key.endswith("_s"):
+            found[key] = median(answer[key] for answer in answers if key in answer)
+    if found["seconds"]:
+        found["median_s"] = median(found["seconds"])
+    return found

@@ -123,7 +123,7 @@ def host_times(
 
 def limits(device: str, dtype: torch.dtype, quick: bool = False) -> dict[str, Any]:
     """The ceilings of this run: copy bandwidth (read plus write) by size, and the matrix rate."""
-    largest = 2**22 if quick else 2**26 if device == "cpu" else 2**30
+    largest = _largest_copy(device, quick)
     copies = {size: _copy_rate(size, device) for size in (largest // 16, largest // 4, largest)}
     edge = 256 if quick else 1536 if device == "cpu" else 8192
     left, right = (torch.randn(edge, edge, dtype=dtype, device=device) for _ in range(2))
@@ -134,6 +134,17 @@ def limits(device: str, dtype: torch.dtype, quick: bool = False) -> dict[str, An
         "matmul_tflops": 2 * edge**3 / _median(product, device) / 1e12,
         "matmul_edge": edge,
     }
+
+
+def copy_rate(device: str, quick: bool = False) -> float:
+    """GB/s of a copy so large that it does not fit into a cache, read plus write."""
+    rate = _copy_rate(_largest_copy(device, quick), device)
+    _flush_buffer.cache_clear()  # or it would count as memory of what is measured next
+    return rate
+
+
+def _largest_copy(device: str, quick: bool) -> int:
+    return 2**22 if quick else 2**26 if device == "cpu" else 2**30
 
 
 def _copy_rate(size: int, device: str) -> float:

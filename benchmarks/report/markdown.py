@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.environment import slug
-from benchmarks.report import charts, tables
+from benchmarks.report import charts, decoding, tables
 
 Row = dict[str, Any]
 PREAMBLE = """\
@@ -100,20 +100,34 @@ def _launch(rows: list[Row]) -> Iterable[str]:
     yield from _notes(rows)
 
 
-def _models(rows: list[Row], decode: bool) -> Iterable[str]:
-    rate = "ms a token" if decode else "tokens/s"
-    same = "first tokens as in eager" if decode else "loss, gradient norm"
-    named = ["layers", "batch", "prompt" if decode else "length"]
-    if not decode:
-        named += ["step", "loss_of"]
+def _steps(rows: list[Row]) -> Iterable[str]:
+    named = ["layers", "batch", "length", "step", "loss_of"]
     yield from _table(
-        [*named, "variant", rate, "peak GiB", "first call", same],
+        [*named, "variant", "tokens/s", "peak GiB", "first call", "loss, gradient norm"],
         [
-            [*(str(row[key]) for key in named), row["variant"], *tables.model_cells(row, decode)]
+            [*(str(row[key]) for key in named), row["variant"], *tables.step_cells(row)]
             for row in rows
         ],
     )
-    yield from (f"- {row['variant']}: {row['patch']}" for row in rows if row.get("patch"))
+    yield from _patches(rows)
+
+
+def _decoding(rows: list[Row]) -> Iterable[str]:
+    rows = sorted(rows, key=lambda row: (row["layers"], row["prompt"], row["batch"]))
+    yield from _table(*decoding.filled(rows))
+    yield from decoding.explained(rows)
+    yield from (f"- failed: {line}" for line in tables.failures(rows))
+    missing: dict[str, str] = {}
+    for row in rows:
+        missing |= row["run"].get("absent", {})
+    measured = {row["variant"] for row in rows}
+    yield from (f"- {name}: {why}" for name, why in missing.items() if name not in measured)
+    yield from _patches(rows)
+
+
+def _patches(rows: list[Row]) -> Iterable[str]:
+    patches = [f"- {row['variant']}: {row['patch']}" for row in rows if row.get("patch")]
+    yield from dict.fromkeys(patches)
     yield ""
 
 
@@ -175,8 +189,8 @@ _BODIES = {
     "convergence": _convergence,
     "ops": _ops,
     "launch": _launch,
-    "e2e": lambda rows: _models(rows, decode=False),
-    "decode": lambda rows: _models(rows, decode=True),
+    "e2e": _steps,
+    "decode": _decoding,
     "imports": _imports,
     "discovery": _discovery,
 }

@@ -44,14 +44,17 @@ def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     return found
 
 
-def of_ops(rows: list[Row]) -> list[Table]:
-    """A table an op: a line for every shape and phase, a column for every provider."""
+def of(result: dict[str, Any]) -> list[Table]:
+    """Of a training step one, of ops one each: by shape and phase, a column a provider."""
+    rows = result["rows"]
+    if result["kind"] == "e2e":
+        return [_of_steps(rows)]
     return [_of_op(op, [row for row in rows if row["op"] == op]) for op in columns(rows, "op")]
 
 
 def _of_op(op: str, rows: list[Row]) -> Table:
     names = columns(rows)
-    table = _table(op, "shape", "phase", *(_short(name) for name in names))
+    table = plain(op, "shape", "phase", *(_short(name) for name in names))
     for (case, phase), found in grouped(rows).items():
         cells = [cell(found[name]) if name in found else "-" for name in names]
         table.add_row(case, phase[:3], *cells)
@@ -82,30 +85,27 @@ def failures(rows: list[Row], most: int = 8) -> list[str]:
     return list(found.values())[:most]
 
 
-def of_models(result: dict[str, Any]) -> Table:
+def _of_steps(rows: list[Row]) -> Table:
     """A line a variant."""
-    decode = result["kind"] == "decode"
-    rows = result["rows"]
-    title = result["kind"]
+    title = "e2e"
     if rows:
         title += f" {rows[0]['model']}, {rows[0]['layers']} layers, batch {rows[0]['batch']}"
-    extra = "same tokens" if decode else "loss, gradient norm"
-    table = _table(title, "variant", "ms/token" if decode else "tokens/s", "GiB", "first", extra)
+    table = plain(title, "variant", "tokens/s", "GiB", "first", "loss, gradient norm")
     for row in rows:
-        table.add_row(row["variant"], *model_cells(row, decode))
+        table.add_row(row["variant"], *step_cells(row))
     return table
 
 
-def model_cells(row: Row, decode: bool) -> list[str]:
+def step_cells(row: Row) -> list[str]:
     """Rate, memory, first call, and what shows that it computed the same."""
     if row["error"]:
         return [row["error"][:60], "", "", ""]
-    rate = f"{row['ms_per_token']:.2f}" if decode else f"{row['tokens_per_s']:.0f}"
-    same = str(row["same_tokens"]) if decode else f"{row['loss']:.4f}, {row['grad_norm']:.4g}"
+    rate, same = f"{row['tokens_per_s']:.0f}", f"{row['loss']:.4f}, {row['grad_norm']:.4g}"
     return [rate, f"{row['peak_gib']:.2f}", seconds(row["first_s"]), same]
 
 
-def _table(title: str, *names: str) -> Table:
+def plain(title: str, *names: str) -> Table:
+    """An empty table, its first column to the left."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place < 1 else "right", no_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,41 @@ def build(data: dict[str, Any], device: str, dtype: torch.dtype, experts: str | 
         torch.set_default_dtype(before)
     _initialise(model)
     return model
+
+
+def token_ids(job: dict[str, Any], length: int) -> torch.Tensor:
+    """(batch, length) random tokens, the same in every variant."""
+    generator = torch.Generator().manual_seed(1)
+    shape = job["batch"], length
+    ids = torch.randint(3, job["config"]["vocab_size"], shape, generator=generator)
+    return ids.to(job["device"])
+
+
+def cache_name(model: Any) -> str:
+    """What the forward and its output call the cache: newer transformers have another name."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def bytes_of_token(model: Any, batch: int, context: int) -> int:
+    """What a decoding step has to read at ``context`` tokens a sequence: weights and cache.
+
+    Of the experts as many as the batch can choose: at most, since sequences may choose alike.
+    """
+    config = model.config
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    total = 0.0
+    for name, weight in model.named_parameters():
+        share = 1.0
+        if weight is table and weight is not head:
+            share = batch / len(table)
+        elif ".experts." in name:
+            share = min(1.0, batch * config.num_experts_per_tok / config.num_experts)
+        total += share * weight.numel() * weight.element_size()
+    heads = config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * batch * context * heads * width
+    return int(total) + cached * head.element_size()
 
 
 @torch.no_grad()

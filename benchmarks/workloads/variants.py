@@ -19,6 +19,12 @@ class Variant:
     #: The implementation of transformers' experts; None, its default.
     experts: str | None = None
     only_moe: bool = False
+    #: One CUDA graph of a bare forward of one token, without generate.
+    graph: bool = False
+    #: generate with a forward that computes nothing.
+    loop: bool = False
+    #: The commands that measure it.
+    kinds: tuple[str, ...] = ("e2e", "decode")
 
 
 VARIANTS: dict[str, Variant] = {
@@ -26,10 +32,20 @@ VARIANTS: dict[str, Variant] = {
     "eager": Variant(experts="eager"),
     "grouped_mm": Variant(only_moe=True),
     "liger": Variant(liger=True),
-    "compile": Variant(compiled=True),
+    "compile": Variant(compiled=True, kinds=("e2e",)),
+    # generate compiles the steps by itself where the cache is static.
+    "static": Variant(compiled=True, kinds=("decode",)),
+    "graph": Variant(graph=True, kinds=("decode",)),
+    "loop": Variant(loop=True, kinds=("decode",)),
     "ours": Variant(ours=True),
-    "ours+compile": Variant(ours=True, compiled=True),
+    "ours+compile": Variant(ours=True, compiled=True, kinds=("e2e",)),
+    "ours+static": Variant(ours=True, compiled=True, kinds=("decode",)),
 }
+
+
+def names(kind: str) -> list[str]:
+    """The variants that a command measures: "e2e" or "decode"."""
+    return [name for name, variant in VARIANTS.items() if kind in variant.kinds]
 
 
 def absent(name: str, is_moe: bool, device: str) -> str | None:
@@ -37,6 +53,8 @@ def absent(name: str, is_moe: bool, device: str) -> str | None:
     variant = VARIANTS[name]
     if variant.only_moe and not is_moe:
         return "the model has no experts"
+    if variant.graph and device != "cuda":
+        return "CUDA graphs need a CUDA device"
     if variant.liger and missing_package(PACKAGES["liger"]):
         return "liger_kernel is not installed"
     if variant.liger and device == "cpu":

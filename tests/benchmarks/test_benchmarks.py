@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import hf_kernel_patch
 from benchmarks.__main__ import app
-from benchmarks.measure import cases, imports, processes, timing, worker
+from benchmarks.measure import cases, imports, processes, timing
 from benchmarks.report import markdown, results
 from benchmarks.workloads import models, ours, peers, shapes
 from benchmarks.workloads.inputs import make_inputs, truth
@@ -76,20 +76,11 @@ def test_training_is_patched_in_its_own_process_and_computes_what_eager_does(
     assert row["variant"] == "ours" and "patched" in row["patch"]
     assert not hf_kernel_patch.status().rows
     assert row["tokens_per_s"] > 0 and row["peak_gib"] > 0 and len(row["seconds"]) == 1
-    ids = worker.token_ids({**row, **found, "device": "cpu"}, row["length"])
+    ids = models.token_ids({**row, **found, "device": "cpu"}, row["length"])
     eager = models.build(found["config"], "cpu", torch.float32, None)
     assert row["loss"] == pytest.approx(eager(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
     assert found["changes"]["hidden_size"] == 64 and "hidden_size" in printed
     assert "e2e llama-3.2-1b" in report(tmp_path)
-
-
-def test_decoding_gives_the_same_tokens_and_a_worker_that_fails_gets_a_row(tmp_path: Path) -> None:
-    arguments = ("--quick", "--device", "cpu", "--only", "eager,ours", "--out", str(tmp_path))
-    command("decode", "qwen2.5-1.5b", *arguments, "--new", "5", "--include", "rms_norm,rpoe")
-    eager, own = written(tmp_path)["rows"]
-    assert eager["same_tokens"] == 5 and eager["ms_per_token"] > 0
-    assert "rpoe" in own["error"]
-    assert "decode qwen2.5-1.5b" in report(tmp_path)
 
 
 def test_import_time_is_measured_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
@@ -261,6 +252,9 @@ def test_a_patched_process_is_refused() -> None:
 
 def test_a_worker_over_its_limit_says_so() -> None:
     found: dict[str, Any] = {}
-    done = found.__setitem__
-    processes.run({"eager": {}}, together=False, rounds=1, limit=0.05, done=done)
+
+    def done(name: str, batch: int, answer: Result) -> None:
+        found[name] = answer
+
+    processes.run({"eager": {}}, [1], together=False, rounds=1, limit=0.05, done=done)
     assert found["eager"]["error"] == "over its limit of 0.05 s"
