@@ -267,10 +267,10 @@ def count_calls(enabled: bool = True) -> None:
 
 
 def capture_decoding(enabled: bool = True) -> None:
-    """Switch off (or on) the CUDA graphs that decode a token in patched decoder layers.
+    """Switch off (or on) the CUDA graphs by which patched models decode a token.
 
-    On by default; HF_KERNEL_PATCH_CAPTURE=0 switches them off. Without them the layers run their
-    kernels one by one, with the same result.
+    On by default; HF_KERNEL_PATCH_CAPTURE=0 switches them off. Without them a model launches its
+    kernels one by one; logits differ by rounding.
     """
     sites.capture_decoding(enabled)
 

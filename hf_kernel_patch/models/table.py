@@ -50,6 +50,9 @@ class Architecture:
             SiteSpec(self.module, qualname, *((row, transformers) if isinstance(row, str) else row))
             for qualname, row in rows.items()
         )
+        # A language model's forward decodes tokens wherever it has a head and a loss.
+        heads = [spec for spec in self.sites if spec.code == "head_loss"]
+        self.sites += tuple(replace(spec, code="decoding") for spec in heads)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Other names for leaves and rules."""

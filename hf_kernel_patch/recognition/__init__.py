@@ -13,6 +13,7 @@ from hf_kernel_patch.recognition.leaves import (
     rotary,
 )
 from hf_kernel_patch.recognition.rules import (
+    decoding,
     gated_product,
     head_loss,
     qk_norm_rope,
@@ -30,6 +31,7 @@ __all__ = [
     "Site",
     "build",
     "composed",
+    "decoding",
     "experts",
     "experts_decoding",
     "experts_gated",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Whether calls are counted.
 counting = False
-#: Whether decoder layers decode from CUDA graphs.
+#: Whether models decode tokens from CUDA graphs.
 capturing = True
 
 Counters = list[Counter[CallOutcome]]
@@ -33,7 +33,7 @@ def count_calls(enabled: bool) -> None:
 
 
 def capture_decoding(enabled: bool) -> None:
-    """Switch CUDA graphs of decoder layers on or off, for all sites."""
+    """Switch CUDA graphs of decoded tokens on or off, for all sites."""
     global capturing
     capturing = enabled
 

@@ -108,8 +108,9 @@ def ops_of(name: str) -> tuple[str, ...]:
 
 
 def layer_ops_of(name: str) -> tuple[str, ...]:
-    """As ``ops_of``, without the loss, which leaves no logits to compare."""
-    return tuple(op for op in ops_of(name) if op != "linear_cross_entropy")
+    """As ``ops_of``, of layers alone: without the loss and the decoding of whole tokens."""
+    whole = "linear_cross_entropy", "decode_attention"
+    return tuple(op for op in ops_of(name) if op not in whole)
 
 
 def having(op: str) -> list[str]:

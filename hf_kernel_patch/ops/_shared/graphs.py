@@ -1,41 +1,37 @@
-"""Capturing a function of tensors in a CUDA graph, to be replayed on other tensors."""
+"""Capturing a function in a CUDA graph, to be replayed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
 
 from hf_kernel_patch.ops._shared.collection import no_collection
+from hf_kernel_patch.ops._shared.launch import early_launches
 
-Tensors = tuple[torch.Tensor, ...]
+#: A replay launches what was captured; no code of Python runs.
+CODE_RUNS = False
 
 
 class Graph(NamedTuple):
-    """A captured function; its memory is its own.
+    """A captured function without arguments.
 
     ``graph`` is a ``torch.cuda.CUDAGraph``, or anything else with ``replay()``.
     """
 
     graph: torch.cuda.CUDAGraph
-    inputs: list[torch.Tensor]
-    outputs: Tensors
-    #: How many heads each output has, where they are one tensor side by side.
-    sizes: list[int] | None = None
+    result: Any
 
-    def replay(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What the function gives for inputs of the shapes and dtypes of the capture's.
+    def replay(self) -> Any:
+        """What the function gives, in memory that the next replay writes to.
 
         In one thread at a time, and on the stream that was current at the capture.
         """
-        torch._foreach_copy_(self.inputs, inputs)
         self.graph.replay()
-        if self.sizes is not None:
-            return self.outputs[0].clone().split_with_sizes(self.sizes, 1)
-        return [output.clone() for output in self.outputs]
+        return self.result
 
 
 #: By the stream of replays: where to capture, the graphs' pool of memory, and those alive.
@@ -59,42 +55,26 @@ def elsewhere(tensor: torch.Tensor) -> AbstractContextManager[object] | None:
     return torch.cuda.device(tensor.device)
 
 
-def capture(function: Callable[..., Tensors], examples: Sequence[torch.Tensor]) -> Graph:
-    """Run a function of tensors once and then capture it; raises what it raises.
+def capture(function: Callable[[], Any]) -> Graph:
+    """Run a function once and then capture it; raises what it raises.
 
-    Graphs that are replayed on one stream share their memory, but for inputs and outputs.
+    Graphs that are replayed on one stream share the memory of what they compute on the way.
     """
     current, key = torch.cuda.current_stream(), stream()
     side, pool, alive = _streams.get(key, (None, None, WeakSet()))
     if side is None or pool is None or not alive:  # a pool dies with its last graph
         side, pool = side or torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         _streams[key] = side, pool, alive
-    inputs = copied(examples)
     side.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
     # Python's collector might destroy another graph, which a capture does not survive.
-    with torch.cuda.stream(side), no_collection():
-        joined(function(*inputs))
+    with torch.cuda.stream(side), no_collection(), early_launches():
+        function()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            outputs, sizes = joined(function(*inputs))
+            result = function()
         finally:
             graph.capture_end()
     current.wait_stream(side)
     alive.add(graph)
-    return Graph(graph, inputs, outputs, sizes)
-
-
-def copied(examples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies in memory of their own."""
-    inputs = [torch.empty_like(e, memory_format=torch.contiguous_format) for e in examples]
-    torch._foreach_copy_(inputs, list(examples))
-    return inputs
-
-
-def joined(outputs: Tensors) -> tuple[Tensors, list[int] | None]:
-    """Heads (B, heads, S, D) side by side in one tensor, which is then copied at once."""
-    shapes = {(o.dtype, o.shape[:1], o.shape[2:]) for o in outputs if o.dim() == 4}
-    if len(outputs) < 2 or len(shapes) != 1 or any(o.dim() != 4 for o in outputs):
-        return outputs, None
-    return (torch.cat(outputs, dim=1),), [output.shape[1] for output in outputs]
+    return Graph(graph, result)

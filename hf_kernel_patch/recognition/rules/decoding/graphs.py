@@ -1,33 +1,33 @@
-"""What decoding needs of a device's module of graphs; ``ops/_shared/graphs.py`` is CUDA's."""
+"""What decoding needs of a device's module of graphs.
+
+``ops/_shared/graphs.py`` is CUDA's, ``ops/_shared/calls.py`` is for devices without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 
 class Graph(Protocol):
-    """A captured function of tensors."""
+    """A captured function without arguments."""
 
-    @property
-    def inputs(self) -> Sequence[torch.Tensor]:
-        """The tensors in the graph's own memory, which it was captured with."""
-
-    def replay(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What the function gives for these tensors."""
+    def replay(self) -> Any:
+        """What the function gives, in memory that the next replay writes to."""
 
 
 class Graphs(Protocol):
     """A device's graphs."""
 
-    def capture(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], examples: Sequence[torch.Tensor]
-    ) -> Graph:
-        """Run a function of tensors like these once, and then capture it."""
+    #: Whether a replay runs the captured function's code.
+    CODE_RUNS: bool
+
+    def capture(self, function: Callable[[], Any]) -> Graph:
+        """Run a function once, and then capture it."""
 
     def stream(self) -> int:
         """The stream on which graphs are captured and replayed now."""

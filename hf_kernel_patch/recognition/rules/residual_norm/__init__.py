@@ -10,7 +10,6 @@ from hf_kernel_patch.recognition.edits import Edit, end, insert, replace, start
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Rule, register
 from hf_kernel_patch.recognition.leaves.norms import modeling_of, norm_arguments, norms_in
-from hf_kernel_patch.recognition.rules.decoding.entry import entry
 from hf_kernel_patch.recognition.rules.norm_classes import why_no_norm
 from hf_kernel_patch.recognition.rules.residual_norm.near import nearly, why_not_here
 from hf_kernel_patch.recognition.rules.residual_norm.norms import (
@@ -202,7 +201,6 @@ register(
         find,
         serve,
         "add_rms_norm",
-        entry=entry,
         names="(?i)norm",
         usual=r"\w*DecoderLayer\.forward\(",
     )
