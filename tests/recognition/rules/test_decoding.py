@@ -112,7 +112,7 @@ def test_what_others_do_to_a_cache_is_seen(change: str) -> None:
 @pytest.mark.parametrize(
     ("cache", "reason"),
     [
-        (None, "a NoneType"),
+        (None, "there is no cache"),
         (DynamicCache(), "empty"),
         (filled(4), "another batch"),
     ],

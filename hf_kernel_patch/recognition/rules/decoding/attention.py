@@ -245,10 +245,10 @@ def entries_of(modules: Iterable[nn.Module]) -> list[Entry]:
     for scope in scopes.values():
         registry = scope.get("ALL_ATTENTION_FUNCTIONS")
         if isinstance(registry, MutableMapping) and "sdpa" in names:
-            found[id(registry), "sdpa"] = registry, "sdpa", registry["sdpa"]
+            found[id(registry), "sdpa"] = registry, "sdpa", true_value(registry["sdpa"])
         if "eager" in names and _EAGER in scope:
-            found[id(scope), _EAGER] = scope, _EAGER, scope[_EAGER]
-    return [*found.values(), *((masks, name, masks[name]) for name in sorted(names))]
+            found[id(scope), _EAGER] = scope, _EAGER, true_value(scope[_EAGER])
+    return [*found.values(), *((masks, name, true_value(masks[name])) for name in sorted(names))]
 
 
 _MASKS = "ALL_MASK_ATTENTION_FUNCTIONS"
@@ -273,7 +273,13 @@ def _dispatch(thread: int, ours: Any, original: Any) -> Any:
         own = threading.get_ident() == thread
         return (ours if own else original)(*arguments, **options)
 
+    dispatch.stands_for = original  # type: ignore[attr-defined]
     return dispatch
+
+
+def true_value(value: Any) -> Any:
+    """What a registry holds, even while another thread captures."""
+    return getattr(value, "stands_for", value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.modules import hooked
-from hf_kernel_patch.recognition.rules.decoding.attention import Entry
+from hf_kernel_patch.recognition.rules.decoding.attention import Entry, true_value
 from hf_kernel_patch.recognition.source import made_by_us
 from hf_kernel_patch.recognition.wrappers import innermost_of
 
@@ -77,7 +77,9 @@ class Parts:
                 and all(cls.forward is forward for cls, forward in self._forwards)
                 and {name: own.get(name) for name in settled} == settled
                 and all(config == then for config, then in self._configs)
-                and all(scope.get(name) is value for scope, name, value in self._looked_up)
+                and all(
+                    true_value(scope.get(name)) is value for scope, name, value in self._looked_up
+                )
             )
         except Exception:  # as where another tensor has taken a weight's place
             return False
@@ -164,7 +166,7 @@ def _code_of(classes: Iterable[type]) -> Iterator[Entry]:
             for name in names.intersection(held):
                 if (key, name) not in seen:
                     seen.add((key, name))
-                    yield held, name, held[name]
+                    yield held, name, true_value(held[name])
                     waiting.append((owner, held[name]))
 
 
