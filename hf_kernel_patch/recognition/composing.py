@@ -151,10 +151,6 @@ def _compose(original: Any, owner: object, requests: tuple[Request, ...], alone:
         source, found, helper = looked
         edits += found.edits
         helpers[helper] = rule.serve(site)
-        if rule.entry is not None:
-            more, called = rule.entry(source, site)
-            edits += more
-            helpers |= called
     assert source is not None
     label = ", ".join(request.code for request in requests)
     inner = rewritten(source, edits, helpers, label)

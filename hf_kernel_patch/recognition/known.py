@@ -20,7 +20,6 @@ from hf_kernel_patch.recognition.source import canonical, fingerprint, innermost
 if TYPE_CHECKING:
     from torch import nn
 
-Entry = Callable[[Function, Site], tuple[list[Edit], dict[str, Any]]]
 #: Builds the replacement for one site; its parameters are the original's.
 Adapter = Callable[[Site], Callable[..., Any]]
 
@@ -103,8 +102,6 @@ class Rule:
         find: (function, name of the helper) -> the places and how they are edited, or near misses.
         serve: makes the helper, which the edited text calls, for one site.
         helper: the helper's name in the edited text, where the function has none of that name.
-        entry: (function, site) -> edits besides, and what they call by name; for what a kernel's
-            device adds to the whole function.
         names: what some name in the function's bytecode has to match; "" for any function. It
             spares most functions a look at their source.
         usual: what such functions are usually called, matched with "Class.method(parameters):
@@ -116,7 +113,6 @@ class Rule:
     find: Callable[[Function, str], Found]
     serve: Callable[[Site], Callable[..., Any]]
     helper: str
-    entry: Entry | None = None
     names: str = ""
     usual: str = ""
 
