@@ -54,7 +54,7 @@ def test_what_it_leaves_to_torch() -> None:
     assert mode._plain((x, 2, 0), {}) is None
     assert mode._plain((x,), {"k": 2, "largest": False}) is None
     assert mode._plain((x,), {"k": torch.tensor(2)}) is None
-    run = mode.choosing(lambda: (torch.topk(x, 3), x.topk(2, dim=0), x[:, :9].topk(3)))
+    run = mode.choosing()(lambda: (torch.topk(x, 3), x.topk(2, dim=0), x[:, :9].topk(3)))
     for found, expected in zip(run(), (torch.topk(x, 3), x.topk(2, dim=0), x[:, :9].topk(3))):
         assert torch.equal(found.values, expected.values)
         assert torch.equal(found.indices, expected.indices)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_kernel_patch.recognition.rules.decoding.listening import Handler, listening
+
 if TYPE_CHECKING:
     import torch
 
@@ -100,23 +102,14 @@ class Products:
     def recorded(self) -> Iterator[None]:
         """Note the calls of a run, in place of those of an earlier one."""
         record = _Record(self)
-        with _mode(record):
+        with _heard(record):
             yield
         self._noted = record.noted(self._pays)
-
-    def serving(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that does what ``run`` does, each time with its calls served."""
-
-        def served() -> Any:
-            with self.served():
-                return run()
-
-        return served
 
     @contextmanager
     def served(self) -> Iterator[None]:
         """Run calls together that are as noted."""
-        with _mode(_Service(self)):
+        with _heard(_Service(self)):
             yield
 
 
@@ -288,19 +281,13 @@ def _sources(group: _Group, x: torch.Tensor) -> tuple[object, ...]:
     return stream, *((tensor._version, tensor.data_ptr()) for tensor in tensors)
 
 
-def _mode(calls: _Record | _Service) -> AbstractContextManager[object]:
+def _heard(calls: _Record | _Service) -> AbstractContextManager[object]:
     """What hands calls of ``F.linear`` and of swiglu to ``calls``."""
     from torch.nn.functional import linear
-    from torch.overrides import TorchFunctionMode
 
-    class Mode(TorchFunctionMode):
-        def __torch_function__(
-            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            if function is linear:
-                return calls.linear(function, _Call(*args, **(kwargs or {})))
-            if function is calls._swiglu and function is not None:
-                return calls.swiglu(function, *args, **(kwargs or {}))
-            return function(*args, **(kwargs or {}))
-
-    return Mode()
+    handlers: dict[Any, Handler] = {
+        linear: lambda function, *given, **named: calls.linear(function, _Call(*given, **named))
+    }
+    if calls._swiglu is not None:
+        handlers[calls._swiglu] = calls.swiglu
+    return listening(handlers)

@@ -25,7 +25,7 @@ from hf_kernel_patch.recognition.rules.decoding.graphs import Graphs
 from hf_kernel_patch.recognition.rules.decoding.memory import Memory
 from hf_kernel_patch.recognition.rules.decoding.parts import Parts, collecting
 from hf_kernel_patch.recognition.rules.decoding.products import Products
-from hf_kernel_patch.recognition.rules.decoding.token import Token
+from hf_kernel_patch.recognition.rules.decoding.token import Token, why_not
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import made_by_us
 from hf_kernel_patch.recognition.wrappers import innermost_of
@@ -219,19 +219,19 @@ class _Model:
                 raise CannotCapture("the model's modules or weights keep changing")
             if len(self._tokens) >= GRAPHS_A_MODEL:
                 self._tokens.pop(next(iter(self._tokens)))
-            token = self._capture(model, call, memory)
+            token, found = self._capture(model, call, memory)
         except CannotCapture as error:
             self._failed[kind], self._asked_for = str(error), ref(call.cache)
             raise
         output = self._run(ref(model), call.arguments())
-        if reason := token.why_not(output):
+        if reason := why_not(found, output):
             self._failed[kind], self._asked_for = reason, ref(call.cache)
             return output, CallOutcome(How.NOT_REPLAYED, reason)
         self._tokens[key] = token
         return output, None
 
-    def _capture(self, model: nn.Module, call: Call, memory: Memory) -> Token:
-        """A token like this call's; raises CannotCapture whatever hinders it."""
+    def _capture(self, model: nn.Module, call: Call, memory: Memory) -> tuple[Token, Any]:
+        """A token like this call's and its output; raises CannotCapture whatever hinders it."""
         import torch
 
         try:
@@ -245,14 +245,15 @@ class _Model:
             with torch.inference_mode(False), torch.no_grad():
                 token = Token(self._site, call, memory)
                 run = partial(self._run, ref(model))
-                token.capture(run, entries, self._graphs, self._products())
+                products = self._products()
+                output = token.capture(call, memory, run, entries, self._graphs, products)
         except CannotCapture:
             raise
         except Exception as error:
             text = str(error).splitlines()
             name = type(error).__name__
             raise CannotCapture(f"{name}: {text[0] if text else ''}"[:200]) from None
-        return token
+        return token, output
 
     def _run(self, held: ref[nn.Module], arguments: dict[str, Any]) -> Any:
         """What the model's forward gives, with nothing decoded inside of it."""

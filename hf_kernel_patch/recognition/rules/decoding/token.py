@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.recognition.rules.decoding.attention import Entry, StandIn
@@ -40,26 +41,26 @@ class Token:
         self._mask: torch.Tensor | None = None
         if call.mask is not None:
             self._mask = torch.zeros(batch, self._size, dtype=torch.bool, device=device)
-        self._call, self._memory = call, memory
-        shown = call.cache
-        self._stand_in = StandIn(site.op, self._slots, shown, self._position, batch)
+        self._stand_in = StandIn(site.op, self._slots, call.cache, self._position, batch)
         self._graph: Graph | None = None
         #: Whether a replay runs the model's code, which has to have the memory's tensors at hand.
         self._runs_code = True
 
     def capture(
         self,
+        call: Call,
+        memory: Memory,
         run: Callable[[dict[str, Any]], Any],
         entries: Sequence[Entry],
         graphs: Graphs,
         products: Products | None,
-    ) -> None:
-        """Capture what ``run`` does with a model's arguments.
+    ) -> Any:
+        """Capture what ``run`` does with a model's arguments; the output for this call.
 
-        ``entries`` are the functions for which the stand-in stands in, ``products`` runs linear
-        layers together.
+        ``call`` and ``memory`` are those that it was made for, ``entries`` the functions for which
+        the stand-in stands in; ``products`` runs linear layers together.
         """
-        call, memory, cache_name = self._call, self._memory, self._call.cache_name
+        cache_name = call.cache_name
         given = {**call.plain, **self._inputs}
         if "attention_mask" in given or self._mask is not None:
             given["attention_mask"] = self._mask
@@ -75,23 +76,9 @@ class Token:
             if products is not None:
                 with products.recorded():
                     step()
-            captured = step if products is None else products.serving(choosing(step))
+            captured = step if products is None else products.served()(choosing()(step))
             self._graph, self._runs_code = graphs.capture(captured), graphs.CODE_RUNS
-            self._first = _given_out(self._graph.replay(), call.cache)
-        del self._call, self._memory
-
-    def why_not(self, original: Any) -> str:
-        """Why its first output is not the original's, or ""."""
-        mine, theirs = self._first.logits, original.logits
-        if type(self._first) is not type(original) or mine.shape != theirs.shape:
-            return "its output has another form than the original's"
-        mine, theirs = mine.double(), theirs.double()
-        error = float((mine - theirs).norm() / theirs.norm())
-        allowed = TOLERANCE.get(str(original.logits.dtype).removeprefix("torch."), ROUNDED)
-        del self._first
-        if not error <= allowed:
-            return f"its logits would be {error:.1e} from the original's"
-        return ""
+            return _given_out(self._graph.replay(), call.cache)
 
     def replay(self, call: Call, memory: Memory) -> Any:
         """The output for another call of the kind."""
@@ -116,6 +103,16 @@ class Token:
             self._mask[:, : length + 1].copy_(call.mask)
 
 
+def why_not(found: Any, original: Any) -> str:
+    """Why the output of a graph is not the original's, or ""."""
+    if type(found) is not type(original) or found.logits.shape != original.logits.shape:
+        return "its output has another form than the original's"
+    mine, theirs = found.logits.double(), original.logits.double()
+    error = float((mine - theirs).norm() / theirs.norm())
+    allowed = TOLERANCE.get(str(original.logits.dtype).removeprefix("torch."), ROUNDED)
+    return "" if error <= allowed else f"its logits would be {error:.1e} from the original's"
+
+
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
@@ -124,18 +121,25 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 
 def _given_out(value: Any, cache: Any) -> Any:
     """A copy of what a graph gave, with the cache that was given in place of the stand-in."""
-    import torch
-    from transformers.cache_utils import Cache
-    from transformers.utils import ModelOutput
-
-    if isinstance(value, torch.Tensor):
+    tensor, caches, output = _classes()
+    if isinstance(value, tensor):
         return value.clone()
-    if isinstance(value, Cache):
+    if isinstance(value, caches):
         return cache
-    if isinstance(value, ModelOutput):
+    if isinstance(value, output):
         return type(value)(**{name: _given_out(one, cache) for name, one in value.items()})
     if type(value) in (tuple, list):
         return type(value)(_given_out(one, cache) for one in value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CannotCapture(f"its output has a {type(value).__name__}")
+
+
+@once
+def _classes() -> tuple[Any, Any, Any]:
+    """Of tensors, caches and outputs: asked for once, as this is part of every token."""
+    import torch
+    from transformers.cache_utils import Cache
+    from transformers.utils import ModelOutput
+
+    return torch.Tensor, Cache, ModelOutput

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from hf_kernel_patch.recognition.rules.decoding.listening import listening
 
-def choosing(run: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that does what ``run`` does, where ``torch.topk`` is ours for what it takes."""
+
+@contextmanager
+def choosing() -> Iterator[None]:
+    """``torch.topk`` is ours for what it takes."""
     import torch
-    from torch.overrides import TorchFunctionMode
 
     from hf_kernel_patch.ops.top_k.triton import fits, top_k
 
-    names = torch.topk, torch.Tensor.topk
+    def chosen(function: Any, *args: Any, **options: Any) -> Any:
+        if (call := _plain(args, options)) is not None:
+            x, k = call
+            if type(x) is torch.Tensor and x.is_cuda and fits(x, k):
+                return torch.return_types.topk(top_k(x, k))
+        return function(*args, **options)
 
-    class Mode(TorchFunctionMode):
-        def __torch_function__(
-            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            options = kwargs or {}
-            if function in names and (call := _plain(args, options)) is not None:
-                x, k = call
-                if type(x) is torch.Tensor and x.is_cuda and fits(x, k):
-                    return torch.return_types.topk(top_k(x, k))
-            return function(*args, **options)
-
-    def chosen() -> Any:
-        with Mode():
-            return run()
-
-    return chosen
+    with listening({torch.topk: chosen, torch.Tensor.topk: chosen}):
+        yield
 
 
 def _plain(args: Any, options: Any) -> tuple[Any, int] | None:
