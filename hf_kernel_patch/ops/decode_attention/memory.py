@@ -84,10 +84,15 @@ class LayerCache:
 
     def numbers(self) -> list[int]:
         """What ``address`` has to hold."""
-        return [self.keys.data_ptr(), self.values.data_ptr(), self.capacity, self.start]
+        return numbers_of(self.keys, self.values, self.start)
 
     def _write(self) -> None:
         self.address.copy_(torch.tensor(self.numbers(), dtype=torch.int64))
+
+
+def numbers_of(keys: torch.Tensor, values: torch.Tensor, start: int) -> list[int]:
+    """What the address of a cache has to hold: where it is, its capacity, its first position."""
+    return [keys.data_ptr(), values.data_ptr(), keys.shape[2], start]
 
 
 def _check(keys: torch.Tensor, values: torch.Tensor) -> None:

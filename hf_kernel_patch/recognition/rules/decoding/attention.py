@@ -131,7 +131,7 @@ class StandIn:
         import torch
         from transformers.masking_utils import causal_mask_function
 
-        if not isinstance(kv_length, _Slots) or use_vmap:
+        if not isinstance(kv_length, _Size) or use_vmap:
             raise CannotCapture("masks are made in another way than known")
         if mask_function is causal_mask_function and attention_mask is None:
             return None  # as the op attends to nothing behind the token
@@ -176,7 +176,7 @@ class StandIn:
             yield
 
 
-class _Slots(int):
+class _Size(int):
     """How many slots a layer's mask has, and which layer's."""
 
     layer: int
@@ -198,7 +198,7 @@ def _layer_class() -> Any:
             if kind is not None:
                 self.keys, self.values = owner.names_of(kind)
                 self.device, self.dtype = self.keys.device, kind.dtype
-                self.slots = _Slots(kind.size)
+                self.slots = _Size(kind.size)
                 self.slots.layer = index
                 if sliding:
                     self.sliding_window = kind.window

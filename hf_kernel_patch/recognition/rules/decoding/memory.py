@@ -194,10 +194,10 @@ class Memory:
         """(layers, 4) on the device: addresses of keys and values, capacity, first position."""
         import torch
 
+        from hf_kernel_patch.ops.decode_attention.memory import numbers_of
+
         rows = [
-            [one.keys.data_ptr(), one.values.data_ptr(), one.keys.shape[2], one.start]
-            if one is not None
-            else [0, 0, 0, 0]
+            [0, 0, 0, 0] if one is None else numbers_of(one.keys, one.values, one.start)
             for one in self.layers
         ]
         return torch.tensor(rows, dtype=torch.int64).to(device)

@@ -27,13 +27,14 @@ class Slots:
             None if one is None else LayerCache(one.keys, one.values, one.start, row)
             for one, row in zip(memory.layers, self._table)
         ]
-        self._bound: tuple[weakref.ref[Memory], int] | None = None
+        #: What the table has the addresses of, and of which version.
+        self._bound = weakref.ref(memory), memory.version
         self._let_go()
 
     def bind(self, memory: Memory) -> None:
         """Work on the memory of a cache from now on."""
-        bound, version = self._bound or (None, 0)
-        if bound is not None and bound() is memory and version == memory.version:
+        bound, version = self._bound
+        if bound() is memory and version == memory.version:
             return
         self._table.copy_(memory.table(self._table.device))
         self._bound = weakref.ref(memory), memory.version
