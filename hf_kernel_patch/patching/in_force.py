@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import CellType
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_kernel_patch.patching.ledger import MISSING
 from hf_kernel_patch.patching.lookup import (
@@ -25,6 +25,8 @@ from hf_kernel_patch.recognition.source import made_by_us, original_of
 ANEW = "the module was loaded anew and is not patched: call patch_transformers() again"
 #: What may hold a function for good and is worth a word.
 _HOLDERS = staticmethod, classmethod, partial, CellType, type
+
+Found = TypeVar("Found", list[tuple[Any, Any]], dict[int, str])
 
 
 def state_of(records: list[Record], found: Located | str) -> tuple[Outcome, str]:
@@ -65,14 +67,8 @@ def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:
     """(row, reason) where instances own a forward in front of the one that is patched."""
     if not classes:
         return []
-    found = _owned(classes)
-    if found:
-        # A module that owns a bound forward is a cycle: it may be dead but not collected yet.
-        del found
-        gc.collect()
-        found = _owned(classes)
     by_row: dict[int, tuple[Row, list[object]]] = {}
-    for module, value in found:
+    for module, value in _alive(lambda: _owned(classes)):
         row = classes[owner_of(module, classes)][1]
         by_row.setdefault(id(row), (row, []))[1].append(value)
     return [
@@ -107,14 +103,21 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
         for made in made_of(record.original)
         if made is not record.composed
     }
-    kept = _kept(older) if older else {}
+    return _alive(lambda: _kept(older)) if older else {}
+
+
+def _alive(find: Callable[[], Found]) -> Found:
+    """What is found, after what is dead but not collected yet has gone.
+
+    Closures, and modules that own a bound forward, are cycles. What has a finalizer lets go of
+    others at the first collection, which takes them at the next.
+    """
     for _ in range(2):
-        if kept:
-            # Closures are cycles as often as not: they may be dead but not collected yet. What has
-            # a finalizer lets go of others at the first collection, which takes them at the next.
-            gc.collect()
-            kept = _kept(older)
-    return kept
+        if not (found := find()):
+            return found
+        del found  # it would keep what it names alive
+        gc.collect()
+    return find()
 
 
 def _kept(older: dict[int, tuple[object, Record]]) -> dict[int, str]:
