@@ -468,7 +468,10 @@ print(known()["gated_product"].why_not(Typed.call, Typed))
 """
     ran = run_python(program)
     assert ran.returncode == 0, ran.stderr
-    assert "the source of __main__ cannot be read" in ran.stdout
+    if sys.version_info >= (3, 13):  # which keeps the text of -c
+        assert ran.stdout == "None\n"
+    else:
+        assert "the source of __main__ cannot be read" in ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -477,7 +480,7 @@ print(known()["gated_product"].why_not(Typed.call, Typed))
         (METHOD.replace("1", "2"), "its code is not that of its source"),
         (METHOD.replace("x", "y"), "its code is not that of its source"),
         ("# a line more\n" + METHOD, "is not where its code says"),
-        ("", "cannot be read"),
+        ("", "cannot be read|is not where its code says"),  # the second from Python 3.13 on
         (METHOD + "\n)", "is no Python"),
         (None, "cannot be read"),
     ],

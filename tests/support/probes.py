@@ -1,5 +1,7 @@
 """What the tests of the global patch share: places to look at, and a kernel that can be watched."""
 
+# Imports no torch at once: some of the tests that need this run without it.
+
 from __future__ import annotations
 
 import os
@@ -9,17 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import hf_kernel_patch
 from hf_kernel_patch import registry
 from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.models import architectures
-from hf_kernel_patch.ops.rms_norm.torch import rms_norm
 from hf_kernel_patch.patching.report import PatchReport
-from tests.support.tiny import tokens
+
+if TYPE_CHECKING:
+    import torch
 
 NORM, ROPE = "torch_fused_rmsnorm", "torch_fused_rope"
 SWIGLU, MOE = "torch_fused_swiglu", "torch_fused_moe"
@@ -58,6 +59,10 @@ def changed(before: dict[str, Any]) -> set[str]:
 
 def logits(model: Any, **options: Any) -> torch.Tensor:
     """The model's logits for ``tokens()``, without gradients."""
+    import torch
+
+    from tests.support.tiny import tokens
+
     with torch.no_grad():
         return model(tokens(), **options).logits
 
@@ -98,6 +103,8 @@ class Watched:
         self.calls = 0
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
+        from hf_kernel_patch.ops.rms_norm.torch import rms_norm
+
         self.calls += 1
         return rms_norm(*arguments)
 
