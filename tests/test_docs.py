@@ -20,7 +20,8 @@ from hf_kernel_patch.cli.commands import app
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.recognition import known
 from tests.support.pages import PAGES, ROOT, blocks, table
-from tests.support.tiny import tiny_model
+from tests.support.reasons import reasons
+from tests.support.tiny import tiny_model, tokens
 
 
 def run(directory: Path, code: str) -> str:
@@ -55,29 +56,65 @@ def test_an_architecture_of_one_s_own(tmp_path: Path) -> None:
     assert [run(tmp_path, "import patch_my_model")] == blocks("architectures.md", "text")
 
 
-def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_and_settings_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 
     def train(model: Any) -> None:
         trained.append([row.op for row in hf_kernel_patch.status()])
 
     monkeypatch.chdir(tmp_path)
-    (config,) = blocks("README.md", "yaml")
+    (config,) = blocks("settings.md", "yaml")
     Path("train.yaml").write_text(config)
     names = {"model": tiny_model("llama"), "train": train}
-    for example in blocks("README.md", "python"):
-        exec(example, names)
-        assert not hf_kernel_patch.status().rows
+    for page in ("README.md", "settings.md", "patched.md"):
+        for example in blocks(page, "python"):
+            exec(example, names)
+            assert not hf_kernel_patch.status().rows
     assert trained == [["rms_norm", "rope"], ["linear_cross_entropy"]]
 
 
-def test_readme_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    (shown,) = blocks("README.md", "console")
+def test_quickstart_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"model": tiny_model("llama").train(), "train": step}
+    for example in blocks("quickstart.md", "python"):
+        exec(example, names)
+    assert "modeling_llama.LlamaRMSNorm.forward" in capsys.readouterr().out
+    assert not hf_kernel_patch.status().rows
+
+
+def step(model: Any) -> None:
+    """One call of a model."""
+    model(tokens())
+
+
+@pytest.mark.parametrize("page", ["training.md", "adapters.md"])
+def test_the_first_example_of_a_page_runs(page: str) -> None:
+    pytest.importorskip("peft")
+    exec(blocks(page, "python")[0], {})
+    assert not hf_kernel_patch.status().rows
+
+
+def test_a_page_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = blocks("patched.md", "console")
     command, _, output = shown.partition("\n")
     variable, _, value = command.split()[1].partition("=")
     monkeypatch.setenv(variable, value)
     assert command.split()[2] == "hf-kernel-patch"
     assert CliRunner().invoke(app, command.split()[3:]).stdout == output
+
+
+def covers(listed: str, reason: str) -> bool:
+    """Whether a reason of the code begins as one that a page lists."""
+    return reason.startswith(listed.removesuffix("…").rstrip())
+
+
+def test_every_reason_of_a_report_is_explained_and_no_other() -> None:
+    _, _, page = PAGES["troubleshooting.md"].partition("## Reasons in the report")
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    listed = [reason for cell in cells for reason in re.findall("`([^`]+)`", cell)]
+    given = set(reasons())
+    assert len(given) > 200
+    assert [one for one in sorted(given) if not any(covers(two, one) for two in listed)] == []
+    assert [one for one in listed if not any(covers(one, two) for two in given)] == []
 
 
 def test_leaves_and_rules_are_all_listed() -> None:
@@ -96,22 +133,33 @@ def test_ops_are_all_listed_with_their_arguments() -> None:
         assert taken.startswith(arguments), f"{op} takes {taken}"
 
 
-def test_readme_names_every_architecture_and_every_op_that_replaces_code() -> None:
-    rows = [[cell.strip("`") for cell in row] for row in table("README.md", "op")]
+def test_a_page_names_every_architecture_and_every_op_that_replaces_code() -> None:
+    rows = [[cell.strip("`") for cell in row] for row in table("patched.md", "op")]
     tables = [one for architecture in architectures().values() for one in architecture.sites]
     assert {op for op, *_ in rows} == {known()[spec.code].op for spec in tables}
     assert {registry.kernels()[kernel].op: kernel for *_, kernel in rows} == {
         op: kernel for op, _, kernel in rows
     }
-    (line,) = re.findall(r"^Architectures: (.*?)\.$", PAGES["README.md"], re.DOTALL | re.MULTILINE)
+    (line,) = re.findall(r"^Architectures: (.*?)\.$", PAGES["patched.md"], re.DOTALL | re.MULTILINE)
     assert re.findall(r"`(\w+)`", line) == sorted(architectures())
+    short = [op for cell, *_ in table("README.md", "op") for op in re.findall(r"`(\w+)`", cell)]
+    assert sorted(short) == sorted(op for op, *_ in rows)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     base = ROOT if page == "README.md" else ROOT / "docs"
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page]):
-        assert (base / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", PAGES[page]):
+        path = base / target if target else base / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text("utf-8")), f"{target}#{anchor}"
+
+
+def anchors(page: str) -> set[str]:
+    """What links to the headings of a page end with."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_tests_that_a_page_names_are_there() -> None:
