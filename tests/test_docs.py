@@ -146,6 +146,14 @@ def test_a_page_names_every_architecture_and_every_op_that_replaces_code() -> No
     assert sorted(short) == sorted(op for op, *_ in rows)
 
 
+def test_the_site_has_every_page() -> None:
+    pages = set(
+        re.findall(r"([\w.]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    )
+    assert PAGES.keys() - {"README.md"} <= pages
+    assert "index.md" in pages
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     base = ROOT if page == "README.md" else ROOT / "docs"
