@@ -90,7 +90,7 @@ def test_an_index_is_given_no_link_that_leads_nowhere(metadata: Message) -> None
     assert "![" not in text
     assert "<picture" not in text
     assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []
-    assert "docs/architecture.md" in text
+    assert "docs/quickstart.md" in text
 
 
 def test_the_metadata_says_what_is_true(metadata: Message) -> None:

@@ -11,7 +11,7 @@ import hf_kernel_patch
 
 ROOT = Path(hf_kernel_patch.__file__).parent
 #: What makes no rows, but commands, errors and values; the last holds a warning of transformers.
-ELSEWHERE = {"cli", "models", "settings.py", "errors.py", "api.py", "trainer.py", "version.py"}
+ELSEWHERE = {"cli", "models", "settings.py", "errors.py", "trainer.py"}
 ELSEWHERE |= {"experts_decoding.py"}
 #: Calls whose texts are errors and warnings of other kinds.
 ERRORS = {"AttributeError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"}
