@@ -19,7 +19,7 @@ PATHS = "Paths are those of the source distribution, which holds all pages and p
 def named(link: re.Match[str]) -> str:
     """The words of a relative link, and the path that it leads to."""
     words, path = link.groups()
-    return f"`{path}`" if words.strip("`") == path else f"{words} (`{path}`)"
+    return f"`{path}`" if words.strip("`/") == path else f"{words} (`{path}`)"
 
 
 def description(readme: str) -> str:

@@ -146,6 +146,22 @@ def test_a_page_names_every_architecture_and_every_op_that_replaces_code() -> No
     assert sorted(short) == sorted(op for op, *_ in rows)
 
 
+def test_speeds_are_those_that_were_measured() -> None:
+    """The page's numbers are in the results, and README's ratios are theirs."""
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    rows = [
+        [re.findall(r"^[\d.]+", cell) for cell in row[1:]] for row in table("faq.md", "measured")
+    ]
+    numbers = [number for row in rows for cell in row for number in cell]
+    assert len(numbers) == 14
+    assert [number for number in numbers if f"| {number} |" not in results] == []
+    first, _, second, _ = [[float(*cell) if cell else 0.0 for cell in row] for row in rows]
+    told = re.findall(r"(\d\.\d\d) times", PAGES["README.md"])
+    ratios = [first[3] / other for other in first[:3]] + [second[3] / second[0]]
+    ratios.append(second[3] / second[2])
+    assert told == [f"{ratio:.2f}" for ratio in ratios]
+
+
 def test_the_site_has_every_page() -> None:
     pages = set(
         re.findall(r"([\w.]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
