@@ -38,14 +38,24 @@ def write(sections: dict[tuple[str, str], dict[str, Any]], into: Path) -> list[P
         chart = into.parent / "charts" / f"{slug(title)}.png"
         rows = list(section["rows"].values())
         text = [*_about(rows), *_BODIES[section["kind"]](rows)]
-        if charts.draw(section["kind"], title, rows, chart):
-            text += [f"![{title}]({chart.relative_to(into.parent)})", ""]
-            written.append(chart)
+        if drawn := charts.draw(section["kind"], title, rows, chart):
+            text += [*_picture(title, *(one.relative_to(into.parent) for one in drawn)), ""]
+            written += drawn
         texts[title] = "\n".join(text)
     into.parent.mkdir(parents=True, exist_ok=True)
     body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in texts.items())
     into.write_text(f"{PREAMBLE}\n{body}")
     return [into, *written]
+
+
+def _picture(title: str, light: Path, dark: Path) -> list[str]:
+    """A picture that follows the page's colours."""
+    return [
+        "<picture>",
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark.as_posix()}">',
+        f'  <img alt="{title}" src="{light.as_posix()}">',
+        "</picture>",
+    ]
 
 
 def _read(path: Path) -> dict[str, str]:

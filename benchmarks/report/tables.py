@@ -31,6 +31,12 @@ def cell(row: Row) -> str:
     return seconds(row["median_s"]) + share
 
 
+def baseline(names: Iterable[str]) -> str | None:
+    """Of those measured the one that is transformers as it is, which ratios are to."""
+    known = set(names)
+    return next((name for name in ("eager", "grouped_mm") if name in known), None)
+
+
 def columns(rows: Iterable[Row], key: str = "provider") -> list[str]:
     """The providers in the order in which they come."""
     return list(dict.fromkeys(row[key] for row in rows))

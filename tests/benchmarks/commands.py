@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def report(folder: Path) -> str:
     into = folder / "report" / "RESULTS.md"
     command("report", str(folder), "--into", str(into))
     text = into.read_text()
-    charts = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
+    charts = re.findall(r'(?:src|srcset)="(.*?)"', text)
     assert all((into.parent / chart).read_bytes()[:4] == b"\x89PNG" for chart in charts)
     assert charts
+    light = [chart for chart in charts if not chart.endswith("-dark.png")]
+    assert charts == [one for chart in light for one in (f"{chart[:-4]}-dark.png", chart)]
     return text
