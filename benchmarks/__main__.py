@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: ops, e2e, decode, convergence, imports, discovery, report."""
+"""``python -m benchmarks``: measure ops and models, and make pages and pictures of the results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import hf_kernel_patch
 from benchmarks.measure import cases, convergence, discovery, e2e, imports, launch
 from benchmarks.measure.environment import DTYPES, default_device, default_dtype, header, slug
 from benchmarks.measure.timing import limits, reason
-from benchmarks.report import decoding, results, tables
+from benchmarks.report import commands, decoding, results, tables
 from benchmarks.workloads import models, shapes, variants
 from benchmarks.workloads.ops import OPS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(commands.report)
+app.command()(commands.summary)
 console = Console(width=140, highlight=False)
 
 Device = Annotated[str, typer.Option(help="cuda, cpu, ...; the accelerator by default")]
@@ -227,19 +229,6 @@ def discovery_time(quick: Quick = False, out: Out = None) -> None:
     row = result["rows"][0]
     console.print(f"{row['median_ms']:.0f} ms in the median, at most {row['largest_ms']:.0f} ms")
     console.print(path)
-
-
-@app.command()
-def report(
-    folders: Annotated[list[Path] | None, typer.Argument(help="folders of results")] = None,
-    into: Annotated[Path, typer.Option(help="the file to write")] = Path("benchmarks/RESULTS.md"),
-) -> None:
-    """RESULTS.md and its charts from the results; sections of other devices in it stay."""
-    from benchmarks.report import markdown
-
-    found = results.read(folders or [Path("benchmarks/results")])
-    for written in markdown.write(results.merge(found), into):
-        console.print(written)
 
 
 def _show(result: dict[str, Any], path: Path) -> None:
