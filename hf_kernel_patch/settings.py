@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,21 @@ def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, s
     if not child.get(PREFIX, "").strip():
         child[PREFIX] = "auto"
     return {**child, **{_variable(name): value for name, value in options.items()}}
+
+
+@contextmanager
+def variables_unset() -> Iterator[None]:
+    """No HF_KERNEL_PATCH variable in the environment, for children that are started within."""
+    kept = {name: os.environ.pop(name) for name in given_variables()}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def given_variables() -> list[str]:
+    """The HF_KERNEL_PATCH variables of the environment that are not empty."""
+    return sorted(n for n, value in os.environ.items() if n.startswith(PREFIX) and value.strip())
 
 
 def cache_folder() -> Path:

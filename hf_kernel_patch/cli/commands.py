@@ -237,7 +237,7 @@ def demo(
         int | None,
         typer.Option(
             min=2,
-            help="Training steps of each run; by default 100, or what 75 seconds allow.",
+            help="Training steps of each run; by default 100, or what 50 seconds allow.",
             show_default=False,
         ),
     ] = None,
@@ -245,12 +245,12 @@ def demo(
         str | None,
         typer.Option(help="cpu, cuda or npu; by default what is here.", show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path(
-        "hf-kernel-patch-demo.png"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Where the picture goes: .png, .jpg, .pdf or .svg.")
+    ] = Path("hf-kernel-patch-demo.png"),
     seed: Annotated[int, typer.Option(help="Of the weights and of the batches.")] = 0,
 ) -> None:
-    """Train a small model twice, as it is and patched, and compare."""
+    """Train a small model twice, as it is and patched, and compare speed, memory and losses."""
     from hf_kernel_patch.cli.demo import compare
 
     with _mistakes_told():

@@ -1,50 +1,29 @@
-"""The demo: its text, its models, its two runs, and what it tells."""
+"""The demo: its text, what it refuses, and what it tells."""
 
 from __future__ import annotations
 import __future__
 
+import io
 import math
 import multiprocessing
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import hf_kernel_patch
 from hf_kernel_patch import devices, registry
 from hf_kernel_patch.cli import demo
-from hf_kernel_patch.cli.commands import app
-from hf_kernel_patch.cli.demo import memory, models, worker
+from hf_kernel_patch.cli.demo import models, progress, worker, workers
+from hf_kernel_patch.cli.demo.comparison import EAGER, PATCHED
 from hf_kernel_patch.cli.demo.text import batches, documentation
+from hf_kernel_patch.cli.demo.words import FUSED
+from tests.cli.commands import invoke
+from tests.cli.short_demo import PLAN, SHORT, TEXT
 from tests.support.tiny import ops_of
-
-TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(200))
-
-
-@pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> worker.Plan:
-    """An eager run of two short steps; the model is to be saved into ``directory``."""
-    monkeypatch.setattr(worker, "BATCH", 2)
-    monkeypatch.setattr(worker, "LENGTH", 32)
-    return worker.Plan("llama", str(tmp_path), TEXT, 2, 0, "cpu", "float32", None)
-
-
-def trained(plan: worker.Plan) -> tuple[list[float], dict[str, Any]]:
-    """Losses and facts of a run in this process."""
-    _, *steps, facts = worker.training(plan)
-    assert all(seconds > 0 for _, seconds in steps)
-    return [loss for loss, _ in steps], facts
-
-
-def invoke(*arguments: Any) -> Any:
-    """The result of the command, which starts processes of its own."""
-    return CliRunner().invoke(app, ["demo", *map(str, arguments)])
 
 
 def test_the_text_is_the_documentation_of_the_standard_library() -> None:
@@ -77,73 +56,14 @@ def test_a_text_of_just_one_piece_is_enough_and_a_shorter_one_is_not() -> None:
         batches(TEXT[:15], 1, 1, 16, 0)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
-def test_patched_run_of_each_model_repeats_the_losses_and_gives_everything_back(
-    name: str, plan: worker.Plan
-) -> None:
-    models.save(name, 0, plan.directory)
-    plan = replace(plan, model=name)
-    eager, facts = trained(plan)
-    assert not facts["report"].rows
-    include = ("rms_norm", "rope", "swiglu", *(["moe"] if "moe" in ops_of(name) else []))
-    patched, facts = trained(replace(plan, include=include))
-    assert patched == pytest.approx(eager, abs=1e-4)
-    assert {row.op for row in facts["report"].patched} == {*include}
-    assert all(row.served and not row.fallbacks for row in facts["report"] if _is_called(row))
-    assert facts["originals"].keys() >= {row.site for row in facts["report"]}
-    assert all(facts["originals"].values())
-
-
-def _is_called(row: Any) -> bool:
-    # Qwen3-MoE has no dense MLP, unless its config asks for some, and nothing is generated.
-    return not row.site.endswith(("Qwen3MoeMLP.forward", "_for_decode"))
-
-
-def test_an_eager_run_stays_eager_in_an_environment_that_patches(
-    plan: worker.Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models.save("llama", 0, plan.directory)
-    monkeypatch.setenv("HF_KERNEL_PATCH", "rms_norm")
-    hf_kernel_patch.patch_transformers()
-    _, facts = trained(plan)
-    assert not facts["report"].rows
-
-
-def test_a_run_that_is_told_to_end_goes_on_to_the_facts(plan: worker.Plan) -> None:
-    models.save("llama", 0, plan.directory)
-    run = worker.training(replace(plan, steps=9))
-    next(run)
-    assert len(next(run)) == 2
-    assert run.send(True).keys() == {"report", "memory", "originals"}
-
-
-def test_models_load_as_they_were_saved(tmp_path: Path) -> None:
-    count = models.save("qwen3", 3, str(tmp_path))
-    model = models.load(str(tmp_path), "cpu", "bfloat16")
-    assert type(model).__module__ == "transformers.models.qwen3.modeling_qwen3"
-    assert model.training
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.num_parameters() == count
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(model.lm_head.weight, again.lm_head.weight.bfloat16())
-
-
-def test_peak_of_memory_sees_what_is_freed_again() -> None:
-    before = memory.reset("cpu")
-    block = bytearray(b"1") * (1 << 28)
-    del block
-    assert memory.peak("cpu") - before > 0.9 * (1 << 28)
-
-
-def test_a_run_that_fails_is_told_with_its_trace(plan: worker.Plan) -> None:
+def test_a_run_that_fails_is_told_with_its_trace() -> None:
     ours, theirs = multiprocessing.Pipe()
-    ours.send(replace(plan, directory=str(Path(plan.directory) / "absent")))
+    process = multiprocessing.get_context("spawn").Process()
+    running = workers.Workers({PATCHED: ours}, {PATCHED: process}, progress.Lines())
+    running.send(PATCHED, replace(PLAN, model="absent"))
     worker.serve(theirs)
     with pytest.raises(hf_kernel_patch.KernelPatchError, match=r"'patched' failed:\nTraceback"):
-        demo._answer({"patched": ours}, "patched")
-    theirs.close()
-    with pytest.raises(hf_kernel_patch.KernelPatchError, match="'patched' ended unexpectedly"):
-        demo._answer({"patched": ours}, "patched")
+        running.answer(PATCHED)
 
 
 def test_kernels_are_the_defaults_or_else_all_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,34 +80,53 @@ def test_kernels_are_the_defaults_or_else_all_of_pytorch(monkeypatch: pytest.Mon
     assert f'as "auto" takes none on {devices.current()}' in words
 
 
-def test_demo_tells_the_facts_of_both_runs_and_draws_them(
+def test_every_op_has_plain_words() -> None:
+    assert FUSED.keys() == registry.ops()
+
+
+def test_demo_tells_what_it_gives_and_draws_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "SECONDS", 0)
-    text, picture = tmp_path / "text.txt", tmp_path / "losses.png"
+    for limit in ("SECONDS", "DECODING_SECONDS"):
+        monkeypatch.setattr(demo, limit, 0)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(models, "size_on", lambda device: SHORT)
+    monkeypatch.setenv("HF_KERNEL_PATCH", "swiglu")
+    text, picture = tmp_path / "text.txt", tmp_path / "demo.JPG"
     text.write_bytes(TEXT)
-    result = invoke("--text", text, "--device", "cpu", "--output", picture)
+    result = invoke("demo", "--text", text, "--device", "cpu", "--output", picture)
     assert result.exit_code == 0, result.output
     told = result.stdout
     assert "model: llama, " in told
-    assert f"text: {text}, {len(TEXT):,} bytes; 100 steps" in told
-    assert "stopped after 2 steps: 0 seconds were over" in told
+    assert f"text: {text}, {len(TEXT):,} bytes\n" in told
+    assert "not used here: HF_KERNEL_PATCH; the demo chooses for itself" in told
+    assert "stopped after 2 of 100 steps: 0 seconds were over" in told
     with hf_kernel_patch.patched(demo.choose("llama", "cpu")[0], models="llama") as report:
         for row in report:
-            assert re.search(rf"{re.escape(row.site)} -> {row.kernel}: \d+ calls served\n", told)
-    cells = r" +(\d+\.\d+) +(\d+\.\d+) +[\d,]+ +[\d,]+ MiB\n"
-    as_it_is = re.search(f"as it is{cells}", told)
-    patched = re.search(f"patched{cells}", told)
+            assert f"- {': '.join(FUSED[row.op])}\n" in told
+            served = rf"{re.escape(row.site)} -> {row.kernel}: \d+ calls served in this step\n"
+            assert re.search(served, told)
+    cells = r" +(\d+\.\d+) +(\d+\.\d+) +[\d,]+ +[\d,]+ to [\d,]+ +[\d,]+ MiB\n"
+    as_it_is = re.search(f"{EAGER}{cells}", told)
+    patched = re.search(f"{PATCHED}{cells}", told)
     assert as_it_is and patched
     first, last = map(float, as_it_is.groups())
     assert first == pytest.approx(math.log(259), abs=1)
     assert last < first
     assert [float(one) for one in patched.groups()] == pytest.approx([first, last], abs=2e-3)
-    apart = re.search(r"largest difference between the loss curves: (\S+)\n", told)
+    apart = re.search(r"largest difference between the losses of a step: (\S+)\n", told)
     assert apart and float(apart[1]) < 1e-4
-    assert f"{len(report)} places had been replaced; all " in told
+    assert re.search(r"speed-up: \d+\.\d\d times, turn by turn \(middle half ", told)
+    assert re.search(rf"- {PATCHED}: \d+\.\d\d ms a token\n", told)
+    assert "both runs decode the same\n" in told
+    assert "The logits alone are 31 MiB" in told
+    assert "The gain is on GPUs. Measured there:\n" in told
+    assert "x as fast" in told
+    assert f"{len(report)} sites had been patched; all " in told
     assert "hold the very objects that they held before" in told
-    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert picture.read_bytes().startswith(b"\xff\xd8\xff")
+    assert "training: 1 of 100, loss as it is " in result.stderr
+    assert "decoding: 2 of 4" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,6 +138,7 @@ def test_demo_tells_the_facts_of_both_runs_and_draws_them(
         (("--text", "{tmp}/short.txt"), 2, "the text has 5 bytes; the demo needs 128"),
         (("--output", "{tmp}/absent/losses.png"), 1, "cannot write the picture to"),
         (("--output", "{tmp}"), 1, "cannot write the picture to"),
+        (("--output", "x.bmp"), 2, "cannot write a picture as .bmp (x.bmp); endings of pictures: "),
         (("--steps", "1"), 2, "steps"),
         pytest.param(
             ("--device", "npu"),
@@ -212,22 +152,50 @@ def test_demo_refuses_before_it_trains(
     arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "short.txt").write_text("short")
-    result = invoke(*(argument.format(tmp=tmp_path) for argument in arguments))
+    result = invoke("demo", *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "message"),
+    [
+        ("HF_KERNEL_PATCH", "rms_nrm", 2, "unknown kernel id or op 'rms_nrm' in the variable HF_"),
+        ("HF_KERNEL_PATCH_MODELS", "lama", 2, "unknown model 'lama' in the variable HF_KERNEL_"),
+        ("HF_KERNEL_PATCH_COUNT", "maybe", 2, "HF_KERNEL_PATCH_COUNT must be one of 1, 0"),
+        ("HF_KERNEL_PATCH_DISABLE", "1", 1, "HF_KERNEL_PATCH_DISABLE is set"),
+    ],
+)
+def test_demo_refuses_variables_that_cannot_be_read_and_the_one_that_switches_off(
+    variable: str, value: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = invoke("demo")
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
 
 
 def test_demo_names_the_extra_that_brings_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    result = invoke()
+    result = invoke("demo")
     assert result.exit_code == 1
     assert "pip install 'hf_kernel_patch[bench]'" in result.stderr
 
 
-def test_demo_does_not_start_where_everything_is_switched_off(
+def test_lines_of_progress_come_when_a_part_begins_and_then_at_intervals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_KERNEL_PATCH_DISABLE", "1")
-    result = invoke()
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "HF_KERNEL_PATCH_DISABLE is set" in result.stderr
+    now = iter([0.0, 1.0, 5.0, 10.9, 11.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with progress.on_stderr() as told:
+        told.begin("training", 100)  # at 1
+        told.step(3, "loss 4.00")  # at 5
+        told.beat()  # at 10.9
+        told.beat()  # at 11, which is also when the line is written
+    lines = stderr.getvalue().splitlines()
+    assert [line.partition("] ")[2] for line in lines] == [
+        "training",
+        "training: 3 of 100, loss 4.00",
+    ]

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import statistics
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import devices, registry, settings
-from hf_kernel_patch.cli.demo import models, worker
+from hf_kernel_patch.api import patched
+from hf_kernel_patch.cli.demo import models, picture, progress, telling, worker, workers
+from hf_kernel_patch.cli.demo.comparison import EAGER, PATCHED, Comparison, Measured
+from hf_kernel_patch.cli.demo.progress import Bar, Lines
+from hf_kernel_patch.cli.demo.telling import say
 from hf_kernel_patch.cli.demo.text import documentation
-from hf_kernel_patch.cli.demo.worker import BATCH, LENGTH, Plan
-from hf_kernel_patch.cli.printing import print_report, print_table
+from hf_kernel_patch.cli.demo.worker import Plan
 from hf_kernel_patch.errors import KernelPatchError, KernelUnavailableError, unknown
 from hf_kernel_patch.models import architectures
 from hf_kernel_patch.patching.lookup import exists_here
+from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import known
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-
-@dataclass
-class Run:
-    """What came of one run: a loss and seconds a step, and what ``worker.training`` ends with."""
-
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-STEPS, SECONDS = 100, 75
-EAGER, PATCHED = "as it is", "patched"
+STEPS, SECONDS = 100, 50
+#: How often each run decodes, unless that takes longer; the first time is not timed, as it compiles
+#: and captures.
+DECODINGS, DECODING_SECONDS = 4, 8
 #: device -> the dtype to train in.
 DTYPES = {"cpu": "float32", "cuda": "bfloat16", "npu": "bfloat16"}
 
@@ -50,45 +38,42 @@ def compare(
     output: Path,
     seed: int,
 ) -> None:
-    """Run the demo, print what it found and write the picture of the losses to ``output``.
+    """Run the demo, print what it found and write the picture to ``output``.
 
     Without ``steps`` there are STEPS of them, or fewer where those take more than SECONDS.
 
     Raises:
-        ValueError: an unknown model or device, or a text that is too short.
+        ValueError: an unknown model, device or kind of picture, or a text that is too short.
         OSError: a file cannot be read or written.
         KernelPatchError: the device or matplotlib is missing, a run failed, nothing was patched,
             or an original is not back in its place.
+        SystemExit: a signal ended it, with its exit status.
     """
     device = device or _default_device()
     _check(model, device, output)
     include, kernels = choose(model, device)
     data = text.read_bytes() if text else documentation()
-    if len(data) < LENGTH:
-        raise ValueError(f"the text has {len(data)} bytes; the demo needs {LENGTH} or more")
-    with tempfile.TemporaryDirectory() as directory, _workers() as pipes:
-        parameters = models.save(model, seed, directory)
-        seconds = math.inf if steps else SECONDS
-        plan = Plan(model, directory, data, steps or STEPS, seed, device, DTYPES[device], None)
-        title = f"{model}, {parameters / 1e6:.1f} M parameters, {plan.dtype} on {device}"
-        source = text or "documentation strings of the standard library"
-        print(f"model: {title}")
-        print(f"text: {source}, {len(data):,} bytes; {plan.steps} steps of {BATCH} x {LENGTH}")
-        print(f"kernels: {kernels}")
-        runs = _train(pipes, {EAGER: plan, PATCHED: replace(plan, include=include)}, seconds)
-    report, originals = runs[PATCHED].facts["report"], runs[PATCHED].facts["originals"]
-    if not report.patched:
-        raise KernelPatchError(f"nothing was patched: {report}")
-    print_report(report)
-    _print_comparison(device, runs)
-    draw(output, title, {name: run.losses for name, run in runs.items()})
-    print(f"picture of the loss curves: {output}")
-    if lost := [site for site, same in originals.items() if not same]:
-        raise KernelPatchError(f"not restored: {', '.join(lost)}")
-    print(
-        f"unpatched: {len(report.patched)} places had been replaced; all {len(originals)} of the "
-        "table hold the very objects that they held before"
-    )
+    size = models.size_on(device)
+    if len(data) < size.length:
+        raise ValueError(f"the text has {len(data)} bytes; the demo needs {size.length} or more")
+    plan = Plan(model, size, data, steps or STEPS, seed, device, DTYPES[device], None)
+    plans = {EAGER: plan, PATCHED: replace(plan, include=include)}
+    say(f"text: {text or 'documentation strings of the standard library'}, {len(data):,} bytes")
+    say(f"kernels: {kernels}")
+    if ignored := [name for name in settings.given_variables() if not name.endswith("_CACHE")]:
+        say(f"not used here: {', '.join(ignored)}; the demo chooses for itself")
+    with workers.stoppable(), progress.on_stderr() as told:
+        told.begin("starting two processes")
+        with workers.started(plans, told) as running:
+            parameters = {name: running.answer(name) for name in plans}
+            title = f"{model}, {parameters[EAGER] / 1e6:.1f} M parameters, {plan.dtype} on {device}"
+            say(f"model: {title}")
+            found = _found(running, plan, told, math.inf if steps else SECONDS)
+            restored = running.ask(PATCHED, "end")
+    _tell(device, found, data)
+    picture.draw(output, title, found)
+    say(f"\npicture of losses, speed and memory: {output}")
+    _tell_restored(found.report, restored)
 
 
 def choose(model: str, device: str) -> tuple[str | tuple[str, ...], str]:
@@ -114,33 +99,28 @@ def choose(model: str, device: str) -> tuple[str | tuple[str, ...], str]:
     return plain, f'{", ".join(plain)} (all in PyTorch, as "auto" takes none on {device})'
 
 
-def draw(output: Path, title: str, losses: dict[str, list[float]]) -> None:
-    """Write a PNG of the loss curves, one line a run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for (name, values), style in zip(losses.items(), ("-", "--"), strict=True):
-        axes.plot(range(1, len(values) + 1), values, style, label=name, linewidth=2)
-    axes.set(title=title, xlabel="step", ylabel="loss (nats a byte)")
-    axes.legend()
-    figure.savefig(output, format="png", dpi=120)
-
-
 def _check(model: str, device: str, output: Path) -> None:
     """Raise, as ``compare`` says, for what can be known before the training."""
     if model not in models.MODELS:
         raise unknown("demo model", model, models.MODELS)
     if device not in DTYPES:
         raise unknown("device", device, DTYPES)
+    _check_variables()
     if settings.disabled():
         raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set")
     if why := devices.why_not(device):
         raise KernelUnavailableError(why)
     if devices.missing_package("matplotlib"):
         raise KernelPatchError("the picture needs matplotlib: pip install 'hf_kernel_patch[bench]'")
-    if not output.absolute().parent.is_dir() or output.is_dir():
-        raise FileNotFoundError(f"cannot write the picture to {output}")
+    picture.check(output)
+
+
+def _check_variables() -> None:
+    """ValueError for a variable that cannot be read: other programs will stumble over it."""
+    for flag in ("COUNT", "CAPTURE"):
+        settings.flag(flag)
+    with suppress(KernelUnavailableError):
+        patched()
 
 
 def _default_device() -> str:
@@ -148,87 +128,74 @@ def _default_device() -> str:
     return current if current in DTYPES else "cpu"
 
 
-@contextmanager
-def _workers() -> Iterator[dict[str, Connection]]:
-    """Two fresh processes that wait for a plan, by the names of the runs."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    try:
-        for name in (EAGER, PATCHED):
-            pipes[name], theirs = context.Pipe()
-            process = context.Process(target=worker.main, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-        yield pipes
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+def _found(running: workers.Workers, plan: Plan, told: Lines | Bar, seconds: float) -> Comparison:
+    """All that is measured: the training, what it was patched with, decoding, the loss alone."""
+    runs = _trained(running, plan.steps, told, seconds)
+    report = running.ask(PATCHED, "report")
+    if not report.patched:
+        raise KernelPatchError(f"nothing was patched: {report}")
+    told.begin("decoding", DECODINGS)
+    end = time.monotonic() + DECODING_SECONDS
+    for number in range(DECODINGS):
+        for name, (text, duration) in running.ask_all("decode").items():
+            runs[name].text = text
+            if number:
+                runs[name].token_seconds.append(duration)
+        told.step(number + 1)
+        if number and time.monotonic() > end:
+            break
+    report = running.ask(PATCHED, "report")
+    told.begin("measuring the memory of the loss")
+    for name, used in running.ask_all("loss_memory").items():
+        runs[name].loss_memory = used
+    size = plan.size
+    return Comparison(runs, report, size.batch * size.length, size.loss_tokens)
 
 
-def _train(pipes: dict[str, Connection], plans: dict[str, Plan], seconds: float) -> dict[str, Run]:
+def _trained(
+    running: workers.Workers, steps: int, told: Lines | Bar, seconds: float
+) -> dict[str, Measured]:
     """The runs, which take turns step by step until all steps are done or the time is over."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    for name, pipe in pipes.items():
-        pipe.send(plans[name])
-    runs = {name: Run() for name in pipes}
-    for name in pipes:
-        _answer(pipes, name)
-    steps, end = plans[EAGER].steps, time.monotonic() + seconds
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=steps)
-        for step in range(steps):
-            # Each goes first every other time, so that neither gains by its place.
-            for name in list(pipes)[:: 1 if step % 2 else -1]:
-                loss, duration = _next(pipes, name)
-                runs[name].losses.append(loss)
-                runs[name].seconds.append(duration)
-            shown = ", ".join(f"{name} {run.losses[-1]:.2f}" for name, run in runs.items())
-            progress.update(task, advance=1, description=f"loss {shown}")
-            if step and time.monotonic() > end:
-                print(f"stopped after {step + 1} steps: {seconds} seconds were over")
-                break
-    for name, run in runs.items():
-        run.facts = _next(pipes, name, end=True)
+    runs = {EAGER: Measured(), PATCHED: Measured()}
+    told.begin("training", steps)
+    end = time.monotonic() + seconds
+    for step in range(steps):
+        # Each goes first every other time, so that neither gains by its place.
+        for name in (EAGER, PATCHED)[:: 1 if step % 2 else -1]:
+            loss, duration = running.ask(name, "step")
+            runs[name].losses.append(loss)
+            runs[name].seconds.append(duration)
+        shown = ", ".join(f"{name} {run.losses[-1]:.2f}" for name, run in runs.items())
+        told.step(step + 1, f"loss {shown}")
+        if step and time.monotonic() > end:
+            say(f"stopped after {step + 1} of {steps} steps: {seconds} seconds were over")
+            break
+    for name, used in running.ask_all("peak").items():
+        runs[name].memory = used
     return runs
 
 
-def _next(pipes: dict[str, Connection], name: str, end: bool = False) -> Any:
-    """Let a run go on, or come to its end, and wait for what comes of it."""
-    pipes[name].send(end)
-    return _answer(pipes, name)
+def _tell(device: str, found: Comparison, data: bytes) -> None:
+    telling.say_fused(found.report)
+    telling.say_comparison(device, found)
+    telling.say_decoding(found, data[: worker.PROMPT].decode(errors="replace"))
+    telling.say_loss(device, found)
+    telling.say_measured(device, _gpu(device))
 
 
-def _answer(pipes: dict[str, Connection], name: str) -> Any:
-    try:
-        answer = pipes[name].recv()
-    except (EOFError, OSError):
-        raise KernelPatchError(f"the run {name!r} ended unexpectedly") from None
-    if isinstance(answer, str):
-        raise KernelPatchError(f"the run {name!r} failed:\n{answer}")
-    return answer
-
-
-def _print_comparison(device: str, runs: dict[str, Run]) -> None:
-    """The runs side by side, and how far their loss curves lie apart."""
-    untimed = min(5, len(runs[EAGER].losses) // 2)
-    kind = "resident memory added" if device == "cpu" else "allocated memory"
-    print_table(
-        ("run", "first loss", "last five", "tokens/s", f"peak of {kind}"),
-        [
-            (
-                name,
-                f"{run.losses[0]:.3f}",
-                f"{statistics.mean(run.losses[-5:]):.3f}",
-                f"{BATCH * LENGTH / statistics.median(run.seconds[untimed:]):,.0f}",
-                f"{run.facts['memory'] / 2**20:,.0f} MiB",
-            )
-            for name, run in runs.items()
-        ],
+def _tell_restored(report: PatchReport, restored: dict[str, bool]) -> None:
+    if lost := [site for site, same in restored.items() if not same]:
+        raise KernelPatchError(f"not restored: {', '.join(lost)}")
+    say(
+        f"unpatched: {len(report.patched)} sites had been patched; all {len(restored)} of the "
+        "table hold the very objects that they held before"
     )
-    print(f"tokens/s: of the median step; the runs took turns, the first {untimed} are not timed")
-    apart = max(abs(a - b) for a, b in zip(runs[EAGER].losses, runs[PATCHED].losses))
-    print(f"largest difference between the loss curves: {apart:.1e}")
+
+
+def _gpu(device: str) -> str:
+    """The name of the accelerator."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    return str(getattr(torch, device).get_device_name())

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
 def reset(device: str) -> int:
-    """Start a new peak; returns the present one in bytes.
+    """Start a new peak; returns the bytes that do not count as used.
 
-    Where a system cannot forget the old peak, what comes is the growth over that.
+    Of an accelerator that is none; on a CPU what the process takes by then, or the old peak where a
+    system cannot forget it.
     """
-    if device == "cuda" or device == "npu":
+    if _has_own(device):
         _module(device).reset_peak_memory_stats()
         return 0
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    _forget()
     return peak(device)
+
+
+def in_use(device: str) -> int:
+    """Bytes of now; on a CPU of right after ``reset``."""
+    return int(_module(device).memory_allocated()) if _has_own(device) else peak(device)
+
+
+def resets(device: str) -> bool:
+    """Whether an older, higher peak can be forgotten here."""
+    return _has_own(device) or _forget()
+
+
+def give_back(device: str) -> None:
+    """Let other processes have what this one's allocator keeps for later."""
+    gc.collect()
+    if _has_own(device):
+        _module(device).empty_cache()
 
 
 def peak(device: str) -> int:
     """Bytes: of the accelerator's allocator, on a CPU of resident memory."""
-    if device == "cuda" or device == "npu":
+    if _has_own(device):
         return int(_module(device).max_memory_allocated())
     status = Path("/proc/self/status")
     if status.exists():
@@ -37,6 +54,18 @@ def peak(device: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _has_own(device: str) -> bool:
+    return device in ("cuda", "npu")
+
+
+def _forget() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _module(device: str) -> Any:
