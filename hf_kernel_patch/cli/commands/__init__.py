@@ -1,0 +1,13 @@
+"""The command line. Each group of commands is a file; help shows them in the order of imports."""
+
+from __future__ import annotations
+
+from hf_kernel_patch.cli.commands import looking, running  # noqa: F401 - they add their commands
+from hf_kernel_patch.cli.commands.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """The entry point."""
+    app()
