@@ -1,0 +1,95 @@
+"""What is asked for: arguments over environment over a config over defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hf_kernel_patch.settings.config import Config, KernelConfig, load_kernel_config
+from hf_kernel_patch.settings.environment import (
+    PREFIX,
+    cache_folder,
+    child_environment,
+    disabled,
+    flag,
+    given_variables,
+    in_command_line,
+    is_rank_zero,
+    text_of,
+    variable_of,
+    variables_unset,
+)
+from hf_kernel_patch.settings.values import UNSET, Include, Names, Options, read, read_include
+
+__all__ = [
+    "PREFIX",
+    "UNSET",
+    "Config",
+    "Include",
+    "KernelConfig",
+    "Names",
+    "Options",
+    "Settings",
+    "cache_folder",
+    "child_environment",
+    "disabled",
+    "flag",
+    "given_variables",
+    "in_command_line",
+    "is_rank_zero",
+    "load_kernel_config",
+    "read_include",
+    "requested_by_environment",
+    "resolve",
+    "variables_unset",
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One resolved request.
+
+    ``include`` is "auto", None (nothing) or a tuple of kernel ids and op names; ``models`` is "all"
+    or a tuple of architecture names.
+    """
+
+    include: str | tuple[str, ...] | None = "auto"
+    exclude: tuple[str, ...] = ()
+    models: str | tuple[str, ...] = "all"
+    backend: str = "auto"
+    strict: bool = False
+    #: (op or kernel id, option, value), as given.
+    options: tuple[tuple[str, str, object], ...] = ()
+    #: Where a field was given, for messages, unless it was an argument.
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+def resolve(config: Config = None, **arguments: object) -> Settings:
+    """Settings from arguments that are not UNSET, else environment, else ``config``, else defaults.
+
+    Raises ValueError or TypeError naming the argument or the variable that cannot be read.
+    """
+    if config is not None and not isinstance(config, KernelConfig):
+        config = load_kernel_config(config)
+    chosen: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name in (one.name for one in fields(KernelConfig)):
+        if arguments.get(name, UNSET) is not UNSET:
+            value, source = arguments[name], f"the argument {name}"
+        elif name != "exclude" and (value := text_of(name)):
+            source = sources[name] = f"the variable {variable_of(name)}"
+        elif config is not None and getattr(config, name) is not UNSET:
+            value = getattr(config, name)
+            source = sources[name] = f"{name} in kernel_config"
+        else:
+            continue
+        chosen[name] = read(name, value, source)
+    if disabled():
+        chosen["include"] = None
+    return replace(Settings(), sources=sources, **chosen)
+
+
+def requested_by_environment() -> bool:
+    """Whether HF_KERNEL_PATCH asks for patching at import."""
+    return bool(text_of("include")) and resolve().include is not None

@@ -1,0 +1,86 @@
+"""The variables: nothing else in the package reads os.environ."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_kernel_patch.settings.values import read_boolean
+
+PREFIX = "HF_KERNEL_PATCH"
+
+
+def disabled() -> bool:
+    """Whether HF_KERNEL_PATCH_DISABLE switches everything off."""
+    return flag("DISABLE")
+
+
+def flag(name: str, default: bool = False) -> bool:
+    """The truth of the variable HF_KERNEL_PATCH_<name>; ValueError where it cannot be read."""
+    variable = f"{PREFIX}_{name}"
+    value = os.environ.get(variable, "")
+    return read_boolean(value, f"the variable {variable}") if value.strip() else default
+
+
+def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the environment for a child that is to be patched.
+
+    Args:
+        directory: goes first on PYTHONPATH.
+        options: values for the variables, by the arguments' names ("include", "models", ...).
+            HF_KERNEL_PATCH is "auto" where neither they nor the environment say anything.
+    """
+    child = dict(os.environ)
+    path = [entry for entry in child.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    child["PYTHONPATH"] = os.pathsep.join([directory, *(e for e in path if e != directory)])
+    if not child.get(PREFIX, "").strip():
+        child[PREFIX] = "auto"
+    return {**child, **{variable_of(name): value for name, value in options.items()}}
+
+
+@contextmanager
+def variables_unset() -> Iterator[None]:
+    """No HF_KERNEL_PATCH variable in the environment, for children that are started within."""
+    kept = {name: os.environ.pop(name) for name in given_variables()}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def given_variables() -> list[str]:
+    """The HF_KERNEL_PATCH variables of the environment that are not empty."""
+    return sorted(n for n, value in os.environ.items() if n.startswith(PREFIX) and value.strip())
+
+
+def cache_folder() -> Path:
+    """Where files that can be made again are kept: HF_KERNEL_PATCH_CACHE, or the user's cache."""
+    given = os.environ.get(f"{PREFIX}_CACHE", "").strip()
+    home = os.environ.get("XDG_CACHE_HOME", "").strip() or str(Path("~/.cache").expanduser())
+    return Path(given) if given else Path(home, "hf_kernel_patch")
+
+
+def in_command_line() -> bool:
+    """Whether this process is the command ``hf-kernel-patch`` itself."""
+    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    return name == "hf-kernel-patch" or (name == "-m" and "hf_kernel_patch" in sys.orig_argv)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a distributed job, or not in one."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return rank == "0"
+
+
+def variable_of(name: str) -> str:
+    """The variable for an argument of ``patch_transformers``."""
+    return PREFIX if name == "include" else f"{PREFIX}_{name.upper()}"
+
+
+def text_of(name: str) -> str:
+    """What the variable of an argument holds; "" where it is not set or blank."""
+    value = os.environ.get(variable_of(name), "")
+    return value if value.strip() else ""

@@ -1,0 +1,110 @@
+"""What a setting may be, and how it is read from text or a value of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_kernel_patch.errors import shown
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", "", "none", "null"}
+
+
+class _Unset:
+    """Found by identity, which copies and pickles keep."""
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+    def __repr__(self) -> str:
+        return "<from the environment, else the default>"
+
+
+UNSET: Any = _Unset()
+#: Kernel ids and op names: "id1,id2", or one string each.
+Names = str | Iterable[str]
+#: "auto" or True, the default kernels; None or False, nothing; otherwise names.
+Include = Names | bool | None
+#: {op or kernel id: {option: value}}, or "op.option=value,...".
+Options = Mapping[str, Mapping[str, Any]] | str | None
+
+
+def read_include(value: Include, source: str = "include") -> str | tuple[str, ...] | None:
+    """auto, True, False, None, "id1,id2" or an iterable of ids, as Settings.include holds it."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return "auto"
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _FALSE:
+            return None
+        if text == "auto" or text in _TRUE:
+            return "auto"
+    names = _names(value, source)
+    if "auto" in names:
+        raise ValueError(
+            f"{source}: 'auto' stands alone, it cannot be mixed with ids: {shown(value)}"
+        )
+    return names
+
+
+def read(name: str, value: Any, source: str) -> Any:
+    """A setting as ``Settings`` holds it; ValueError or TypeError naming ``source``."""
+    if name == "include":
+        return read_include(value, source)
+    if name == "exclude":
+        return _names(value, source) if value is not None else ()
+    if name == "models":
+        names = _names(value, source)
+        return "all" if names in (("all",), ("auto",)) else names
+    if name == "options":
+        return _options(value, source)
+    if name == "strict":
+        return value if isinstance(value, bool) else read_boolean(value, source)
+    if not isinstance(value, str):
+        raise TypeError(f"{source} must be a string, not {shown(value)}")
+    return value.strip().lower() or "auto"
+
+
+def _options(value: object, source: str) -> tuple[tuple[str, str, object], ...]:
+    """{op or id: {option: value}}, or "op.option=value,..."; the registry checks the names."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        found = []
+        for part in _names(value, source):
+            name, given, text = part.partition("=")
+            owner, dot, option = name.strip().partition(".")
+            if not (given and dot):
+                raise ValueError(f"{source}: {shown(part)} is not of the form op.option=value")
+            found.append((owner, option, text.strip()))
+        return tuple(found)
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise TypeError(f"{source} must map ops to mappings of options, not {shown(value)}")
+    return tuple((_word(o), _word(n), one) for o, held in value.items() for n, one in held.items())
+
+
+def _word(key: object) -> str:
+    return key if isinstance(key, str) else shown(key)
+
+
+def _names(value: object, source: str) -> tuple[str, ...]:
+    parts: object = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Iterable) or isinstance(parts, (bytes, Mapping)):
+        raise TypeError(f"{source} must be a string or an iterable of strings, not {shown(value)}")
+    names = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise TypeError(f"{source} holds {shown(part)}, which is not a string")
+        if part.strip():
+            names.append(part.strip())
+    return tuple(dict.fromkeys(names))
+
+
+def read_boolean(value: object, source: str) -> bool:
+    """1, 0, true, false and the like."""
+    text = value.strip().lower() if isinstance(value, str) else None
+    if text not in _TRUE | _FALSE:
+        raise ValueError(f"{source} must be one of 1, 0, true, false; got {shown(value)}")
+    return text in _TRUE
