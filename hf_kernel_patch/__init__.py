@@ -24,10 +24,10 @@ from hf_kernel_patch.errors import (
 )
 from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.models import Architecture, register_model
+from hf_kernel_patch.patching.choosing import load_kernel_config
 from hf_kernel_patch.patching.report import PatchReport, Row
 from hf_kernel_patch.recognition import Leaf, Rule, experts_interface
 from hf_kernel_patch.recognition import register as register_code
-from hf_kernel_patch.settings import load_kernel_config
 from hf_kernel_patch.version import __version__
 
 if TYPE_CHECKING:

@@ -12,12 +12,20 @@ from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import model_patch, watching
+from hf_kernel_patch.patching.choosing import choose, select
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import site as sites
-from hf_kernel_patch.settings import UNSET, Config, Include, Names, Options, Settings
+from hf_kernel_patch.settings import (
+    UNSET,
+    Config,
+    Include,
+    Names,
+    Options,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,16 +74,17 @@ def patch_transformers(
         KernelPatchError: with ``strict``, a site does not match or a kernel found no site.
     """
     global _standing
-    wanted = settings.resolve(
-        config,
-        include=include,
-        exclude=exclude,
-        models=models,
-        backend=backend,
-        strict=strict,
-        options=options,
+    made = _activation(
+        *choose(
+            config,
+            include=include,
+            exclude=exclude,
+            models=models,
+            backend=backend,
+            strict=strict,
+            options=options,
+        )
     )
-    made = _activation(wanted)
     if made.kernels:
         watching.prepare()
     with ledger.lock:
@@ -134,7 +143,7 @@ class patched:
         options: Options = UNSET,
         config: Config = None,
     ):
-        self._wanted = settings.resolve(
+        self._wanted, _ = choose(
             config,
             include=include,
             exclude=exclude,
@@ -143,11 +152,10 @@ class patched:
             strict=strict,
             options=options,
         )
-        _select(self._wanted)
         self._entered: list[Activation] = []
 
     def __enter__(self) -> PatchReport:
-        made = _activation(self._wanted)
+        made = _activation(self._wanted, select(self._wanted))
         if made.kernels:
             watching.prepare()
         made.apply()
@@ -225,9 +233,9 @@ def apply_default_kernels(
     """
     if include_kernels is UNSET and config is None:
         include_kernels = "auto"
-    wanted = settings.resolve(config, include=include_kernels, options=options)
+    wanted, kernels = choose(config, include_kernels=include_kernels, options=options)
     named = isinstance(wanted.include, tuple)
-    return _apply(model, _select(wanted), named, wanted.models, wanted.options)
+    return _apply(model, kernels, named, wanted.models, wanted.options)
 
 
 def get_default_kernels() -> list[str]:
@@ -295,18 +303,8 @@ def _apply(
     return model
 
 
-def _activation(wanted: Settings) -> Activation:
-    return Activation(wanted, _select(wanted), explicit=isinstance(wanted.include, tuple))
-
-
-def _select(wanted: Settings) -> dict[str, Kernel]:
-    from hf_kernel_patch import models
-
-    models.select(wanted.models, wanted.sources.get("models", ""))
-    chosen = registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
-    for kernel in chosen.values():
-        registry.options_of(kernel, wanted.options)
-    return chosen
+def _activation(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:
+    return Activation(wanted, kernels, explicit=isinstance(wanted.include, tuple))
 
 
 def _same(one: Activation, other: Activation) -> bool:
@@ -314,12 +312,14 @@ def _same(one: Activation, other: Activation) -> bool:
 
 
 def _report(made: Activation) -> PatchReport:
-    return PatchReport(made.rows, "" if made.rows else _why_nothing())
+    return PatchReport(made.rows, "" if made.rows else _why_nothing(made.settings.why_nothing))
 
 
-def _why_nothing() -> str:
+def _why_nothing(why: str = "") -> str:
     if settings.disabled():
         return "HF_KERNEL_PATCH_DISABLE is set"
+    if why:
+        return why
     return "no kernel is chosen" if registry.defaults() else "no default kernel for this device"
 
 

@@ -69,6 +69,20 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def cut(text: str) -> str:
+    """A text for a message: of a long one the beginning and the end, as of a path."""
+    return text if len(text) <= LONGEST else f"{text[:90]}...{text[-(LONGEST - 93) :]}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """The known names that are most like one, whatever the case of their letters."""
+    by_folded: dict[str, list[str]] = {}
+    for one in known:
+        by_folded.setdefault(one.casefold(), []).append(one)
+    near = get_close_matches(name[:LONGEST].casefold(), by_folded, n=3, cutoff=cutoff)
+    return [one for folded in near for one in by_folded[folded]][:3]
+
+
 def unknown(kind: str, value: object, known: Iterable[str], source: str = "") -> ValueError:
     """The ValueError for a name that does not exist, with the nearest names and all of them.
 
@@ -76,8 +90,8 @@ def unknown(kind: str, value: object, known: Iterable[str], source: str = "") ->
     """
     names = sorted(known)
     name = value if isinstance(value, str) else shown(value)
-    near = get_close_matches(name[:LONGEST], names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    near = " or ".join(map(repr, nearest(name, names)))
     where = f" in {source}" if source else ""
-    known_here = ", ".join(names) if len(names) <= MOST else f"{len(names)} names"
-    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {known_here}")
+    hint = f"; did you mean {near}?" if near else "."
+    listed = ", ".join(map(cut, names)) if len(names) <= MOST else f"{len(names)} names"
+    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {listed or 'none'}")

@@ -117,6 +117,13 @@ def defaults(backend: str = "auto") -> dict[str, Kernel]:
     return found
 
 
+def require(names: Iterable[str], source: str = "") -> None:
+    """ValueError for the first name that is no kernel's id and no op; it names the ``source``."""
+    for name in names:
+        if name not in kernels() and name not in ops():
+            raise unknown("kernel id or op", name, {*kernels(), *ops()}, source)
+
+
 def select(
     include: str | tuple[str, ...] | None,
     exclude: tuple[str, ...] = (),
@@ -129,10 +136,9 @@ def select(
     an explicit choice that cannot run here.
     """
     given = sources or {}
-    named = include if isinstance(include, tuple) else ()
-    for field, name in [*(("include", n) for n in named), *(("exclude", n) for n in exclude)]:
-        if name not in kernels() and name not in ops():
-            raise unknown("kernel id or op", name, {*kernels(), *ops()}, given.get(field, ""))
+    if isinstance(include, tuple):
+        require(include, given.get("include", ""))
+    require(exclude, given.get("exclude", ""))
     if backend not in backends():
         raise unknown("backend", backend, backends(), given.get("backend", ""))
     if include is None:

@@ -12,6 +12,7 @@ from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
 from hf_kernel_patch.errors import KernelPatchWarning, raise_if_blocked
 from hf_kernel_patch.patching import model_patch
+from hf_kernel_patch.patching.choosing import choose
 from hf_kernel_patch.patching.report import Outcome
 from hf_kernel_patch.settings import UNSET
 
@@ -34,7 +35,8 @@ class KernelPatchCallback(TrainerCallback):
         options: settings.Options = UNSET,
         config: settings.Config = None,
     ) -> None:
-        settings.resolve(config, include=include, options=options)  # a mistake is told now
+        by_default = "auto" if include is UNSET and config is None else include
+        choose(config, include=by_default, options=options)  # a mistake is told now
         self._arguments: dict[str, Any] = {
             "include_kernels": include,
             "options": options,

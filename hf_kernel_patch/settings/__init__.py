@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_kernel_patch.settings.config import Config, KernelConfig, load_kernel_config
@@ -63,25 +63,36 @@ class Settings:
     options: tuple[tuple[str, str, object], ...] = ()
     #: Where a field was given, for messages, unless it was an argument.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: Why nothing is chosen, where the reason is not plain.
+    why_nothing: str = field(default="", compare=False)
+
+
+#: What an argument, a variable or a config can say.
+FIELDS = ("include", "exclude", "models", "backend", "strict", "options")
 
 
 def resolve(config: Config = None, **arguments: object) -> Settings:
     """Settings from arguments that are not UNSET, else environment, else ``config``, else defaults.
 
+    ``include`` may be given as ``include_kernels``, as some functions and files call it.
     Raises ValueError or TypeError naming the argument or the variable that cannot be read.
     """
     if config is not None and not isinstance(config, KernelConfig):
         config = load_kernel_config(config)
     chosen: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for name in (one.name for one in fields(KernelConfig)):
-        if arguments.get(name, UNSET) is not UNSET:
-            value, source = arguments[name], f"the argument {name}"
+    called = {"include": "include_kernels"} if "include_kernels" in arguments else {}
+    for name in FIELDS:
+        argument = called.get(name, name)
+        if arguments.get(argument, UNSET) is not UNSET:
+            value, source = arguments[argument], f"the argument {argument}"
         elif name != "exclude" and (value := text_of(name)):
             source = sources[name] = f"the variable {variable_of(name)}"
         elif config is not None and getattr(config, name) is not UNSET:
             value = getattr(config, name)
-            source = sources[name] = f"{name} in kernel_config"
+            source = sources[name] = config.source_of(name)
+            if name == "include":
+                chosen["why_nothing"] = config.why_nothing
         else:
             continue
         chosen[name] = read(name, value, source)

@@ -105,6 +105,8 @@ def _names(value: object, source: str) -> tuple[str, ...]:
 def read_boolean(value: object, source: str) -> bool:
     """1, 0, true, false and the like."""
     text = value.strip().lower() if isinstance(value, str) else None
+    if type(value) is int and value in (0, 1):
+        text = str(value)
     if text not in _TRUE | _FALSE:
         raise ValueError(f"{source} must be one of 1, 0, true, false; got {shown(value)}")
     return text in _TRUE

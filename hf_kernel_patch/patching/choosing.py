@@ -1,0 +1,55 @@
+"""From what a user gives to the kernels of a patch: whatever is wrong is told here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hf_kernel_patch import models, registry, settings
+from hf_kernel_patch.kernels import Kernel
+from hf_kernel_patch.settings import Config, KernelConfig, Settings
+
+
+def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> KernelConfig:
+    """Read a ``kernel_config`` from a YAML file's path or a mapping; applies nothing.
+
+    A training file has it under the key ``kernel_config``; without that key, or without a value
+    for it, nothing is patched. A file that has the keys of a ``kernel_config`` alone is one itself:
+
+    - ``name``: "auto" or kernel ids
+    - ``include_kernels``: null (the default) or false, nothing; true or "auto", the default
+      kernels; otherwise ids and ops, as "id1,id2" or a list
+    - ``exclude``, ``models``, ``backend``, ``strict`` and ``options``: as ``patch_transformers``
+      takes them; null means the default
+
+    Raises:
+        ValueError: the key or the kernel that is unknown, or the file and the line that is no YAML.
+        TypeError: a value of a wrong type.
+        FileNotFoundError: no such file.
+    """
+    config = settings.load_kernel_config(source)
+    registry.require(config.named, f"name in {config.where}")
+    if isinstance(config.include, tuple):
+        registry.require(config.include, config.source_of("include"))
+    return config
+
+
+def choose(config: Config = None, **arguments: object) -> tuple[Settings, dict[str, Kernel]]:
+    """What arguments, environment and config ask for, and the kernel for each op.
+
+    Raises whatever is wrong with them: it is called where a user gives them.
+    """
+    if config is not None and not isinstance(config, KernelConfig):
+        config = load_kernel_config(config)
+    wanted = settings.resolve(config, **arguments)
+    return wanted, select(wanted)
+
+
+def select(wanted: Settings) -> dict[str, Kernel]:
+    """The kernel for each op; ValueError for a name that nothing has."""
+    models.select(wanted.models, wanted.sources.get("models", ""))
+    chosen = registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
+    for kernel in chosen.values():
+        registry.options_of(kernel, wanted.options)
+    return chosen
