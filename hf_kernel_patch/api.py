@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
+from hf_kernel_patch.errors import cut, raise_if_blocked, shown, unknown
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import model_patch, watching
 from hf_kernel_patch.patching.choosing import choose, select
@@ -177,9 +178,10 @@ class patched:
     def __call__(self, function: F) -> F:
         import wrapt
 
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        called = _called(function)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError(
-                f"{function.__qualname__} is a generator, which would run outside of the patch; "
+                f"{cut(called.__qualname__)} is a generator, which would run outside of the patch; "
                 "use `with patched(...)` inside it"
             )
 
@@ -211,8 +213,19 @@ def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, object] | No
     """
     if not isinstance(kernel_id, str):
         raise TypeError(f"kernel_id must be a string, not {shown(kernel_id)}")
+    if kernel_id in registry.ops():
+        raise ValueError(
+            f"{kernel_id!r} is an op, and apply_kernel takes the id of a kernel: name one of "
+            + ", ".join(one.kernel_id for one in registry.kernels().values() if one.op == kernel_id)
+            + f"; or call apply_default_kernels(model, {kernel_id!r})"
+        )
     if kernel_id not in registry.kernels():
         raise unknown("kernel id", kernel_id, registry.kernels())
+    if not isinstance(options, (Mapping, type(None))):
+        raise TypeError(
+            "options of apply_kernel must map the kernel's options to values, such as "
+            f"{{'exact': True}}, not {shown(options)}"
+        )
     given = tuple((kernel_id, name, value) for name, value in (options or {}).items())
     return _apply(model, registry.select((kernel_id,)), explicit=True, options=given)
 
@@ -301,6 +314,14 @@ def _apply(
         with recorded(model, kernel):
             kernel.apply(model=model)
     return model
+
+
+def _called(function: Any) -> Any:
+    """The function whose body runs when a decorated object is called."""
+    while isinstance(function, (staticmethod, classmethod, partial)):
+        function = function.func if isinstance(function, partial) else function.__func__
+    plain = inspect.isroutine(function) or isinstance(function, type)
+    return function if plain or not callable(function) else type(function).__call__
 
 
 def _activation(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from difflib import get_close_matches
 from itertools import islice
+from types import FrameType
 
 
 class KernelPatchError(RuntimeError):
@@ -24,12 +27,36 @@ class KernelPatchWarning(UserWarning):
     """A kernel or a site was left out; with ``strict=True`` this would have been an error."""
 
 
+#: Packages that call this one, or are called by it, on behalf of a user's line.
+BETWEEN = {"hf_kernel_patch", "wrapt", "transformers", "torch", "accelerate", "peft", "trl"}
+
+
+def warn(message: str, category: type[Warning] = KernelPatchWarning) -> None:
+    """Warn at the line of the user that led here, through whatever packages it came."""
+    at: FrameType = sys._getframe(1)
+    while at.f_back is not None and _is_between(at):
+        at = at.f_back
+    warnings.warn_explicit(
+        message,
+        category,
+        at.f_code.co_filename,
+        at.f_lineno,
+        at.f_globals.get("__name__", "<unknown>"),
+        at.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _is_between(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package in BETWEEN or package in sys.stdlib_module_names
+
+
 def raise_if_blocked(blocked: list[str]) -> None:
     """One error that names every place where somebody else's patch stayed."""
     if blocked:
         raise ForeignPatchError(
             "everything else is restored, but somebody patched over these: "
-            + "; ".join(dict.fromkeys(blocked))
+            + listed(dict.fromkeys(blocked), "; ")
         )
 
 
@@ -69,9 +96,10 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def cut(text: str) -> str:
+def cut(text: str, longest: int = LONGEST) -> str:
     """A text for a message: of a long one the beginning and the end, as of a path."""
-    return text if len(text) <= LONGEST else f"{text[:90]}...{text[-(LONGEST - 93) :]}"
+    half = longest // 2 - 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
@@ -81,6 +109,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
         by_folded.setdefault(one.casefold(), []).append(one)
     near = get_close_matches(name[:LONGEST].casefold(), by_folded, n=3, cutoff=cutoff)
     return [one for folded in near for one in by_folded[folded]][:3]
+
+
+def listed(texts: Iterable[str], between: str) -> str:
+    """Texts in a row, of many the first and how many more there are."""
+    every = [cut(text, 5 * LONGEST) for text in texts]
+    more = [f"and {len(every) - MOST} more"] if len(every) > MOST else []
+    return between.join([*every[:MOST], *more])
 
 
 def unknown(kind: str, value: object, known: Iterable[str], source: str = "") -> ValueError:

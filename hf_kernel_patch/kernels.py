@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
-from hf_kernel_patch.errors import shown
+from hf_kernel_patch.errors import cut, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,11 +177,14 @@ def register_kernel(cls: K) -> K:
     """
     if not (isinstance(cls, type) and issubclass(cls, BaseKernel)):
         raise TypeError(f"register_kernel takes a subclass of BaseKernel, not {shown(cls)}")
+    called = cut(cls.__qualname__)
+    if not isinstance(cls.kernel_id, str):
+        raise TypeError(f"{called}.kernel_id is a string, not {shown(cls.kernel_id)}")
     if not cls.kernel_id or "," in cls.kernel_id:
-        raise ValueError(f"{cls.__qualname__} needs a kernel_id (without commas)")
+        raise ValueError(f"{called} needs a kernel_id (without commas)")
     holder = registered.get(cls.kernel_id)
     if holder and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"kernel id {cls.kernel_id!r} is taken by {holder.__module__}")
+        raise ValueError(f"kernel id {shown(cls.kernel_id)} is taken by {holder.__module__}")
     registered[cls.kernel_id] = cls
     if cls.forms:
         warnings.warn(

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_kernel_patch import devices
 from hf_kernel_patch import ops as ops_folder
-from hf_kernel_patch.errors import KernelUnavailableError, shown, unknown
+from hf_kernel_patch.errors import KernelUnavailableError, cut, listed, shown, unknown
 from hf_kernel_patch.kernels import BaseKernel, Kernel, registered
 
 #: Options beyond it are as good as infinite: an op that multiplies them would overflow.
@@ -144,7 +144,7 @@ def select(
     if include is None:
         return {}
     if backend != "auto" and (why := _why_no_backend(backend)):
-        raise KernelUnavailableError(f"backend {backend!r} cannot run here: {why}")
+        raise KernelUnavailableError(f"backend {backend!r} cannot run here: {cut(why)}")
     if isinstance(include, str):
         chosen = defaults(backend)
     else:
@@ -170,6 +170,8 @@ def options_of(kernel: Kernel, given: Iterable[tuple[str, str, object]]) -> dict
     """
     found: dict[str, object] = {}
     for owner, option, value in given:
+        if not isinstance(option, str):
+            raise TypeError(f"the name of an option is a string, not {shown(option)}")
         owners = [k for k in _every() if owner in (k.op, k.kernel_id)]
         if not owners:
             raise unknown("kernel id or op", owner, {*kernels(), *ops()}, "options")
@@ -223,7 +225,7 @@ def _named(name: str, backend: str) -> Kernel:
     if name in kernels():
         kernel = kernels()[name]
         if why := unavailable(kernel):
-            raise KernelUnavailableError(f"kernel {name!r} cannot run here: {why}")
+            raise KernelUnavailableError(f"kernel {name!r} cannot run here: {cut(why)}")
         return kernel
     reasons = {}
     for kernel in _preferred(k for k in _every() if k.op == name):
@@ -233,8 +235,8 @@ def _named(name: str, backend: str) -> Kernel:
             reasons[kernel.kernel_id] = why
         else:
             return kernel
-    listed = "; ".join(f"{kernel_id}: {why}" for kernel_id, why in reasons.items())
-    raise KernelUnavailableError(f"no kernel for {name!r} can run here ({listed})")
+    why_not = listed((f"{kernel_id}: {why}" for kernel_id, why in reasons.items()), "; ")
+    raise KernelUnavailableError(f"no kernel for {name!r} can run here ({why_not})")
 
 
 def _why_no_backend(backend: str) -> str | None:

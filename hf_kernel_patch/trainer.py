@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 # Not of transformers itself, a lazy module that fails while another thread imports it.
@@ -10,7 +9,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
-from hf_kernel_patch.errors import KernelPatchWarning, raise_if_blocked
+from hf_kernel_patch.errors import listed, raise_if_blocked, warn
 from hf_kernel_patch.patching import model_patch
 from hf_kernel_patch.patching.choosing import choose
 from hf_kernel_patch.patching.report import Outcome
@@ -84,8 +83,8 @@ class KernelPatchCallback(TrainerCallback):
         ]
         self._told += [row.site for row in rows if row.outcome == Outcome.SHADOWED]
         if hidden:
-            told = "\n".join(f"{row.site} is not served: {row.reason}" for row in hidden)
-            warnings.warn(told, KernelPatchWarning, stacklevel=2)
+            told = listed([f"{row.site} is not served: {row.reason}" for row in hidden], "\n")
+            warn(told)
 
 
 KernelPatchCallback.__module__ = "hf_kernel_patch"  # by which pickles find it

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from hf_kernel_patch.errors import shown
+
 
 @dataclass(frozen=True)
 class SiteSpec:
@@ -44,6 +46,21 @@ class Architecture:
         module: str | None = None,
         transformers: str = "",
     ):
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"Architecture: a name is a string, such as 'llama', not {shown(name)}")
+        if not isinstance(rows, Mapping):
+            raise TypeError(
+                "Architecture: the rows map names to a leaf or a rule, such as "
+                f"{{'LlamaMLP.forward': 'gated_product'}}, not {shown(rows)}"
+            )
+        for qualname, row in rows.items():
+            pair = (row,) if isinstance(row, str) else row
+            whole = isinstance(row, (str, tuple)) and len(pair) in (1, 2)
+            if not (whole and all(isinstance(one, str) for one in (qualname, *pair))):
+                raise TypeError(
+                    "Architecture: a row is a name and a leaf or a rule, or a pair of that and a "
+                    f"range of versions such as '>=5', not {shown(qualname)}: {shown(row)}"
+                )
         self.name = name
         self.module = module or f"transformers.models.{name}.modeling_{name}"
         self.sites = tuple(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_kernel_patch import models, registry, settings
+from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.settings import Config, KernelConfig, Settings
 
@@ -29,9 +30,9 @@ def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> Ke
         FileNotFoundError: no such file.
     """
     config = settings.load_kernel_config(source)
-    registry.require(config.named, f"name in {config.where}")
+    _check_names(config.named, f"name in {config.where}")
     if isinstance(config.include, tuple):
-        registry.require(config.include, config.source_of("include"))
+        _check_names(config.include, config.source_of("include"))
     return config
 
 
@@ -48,8 +49,43 @@ def choose(config: Config = None, **arguments: object) -> tuple[Settings, dict[s
 
 def select(wanted: Settings) -> dict[str, Kernel]:
     """The kernel for each op; ValueError for a name that nothing has."""
-    models.select(wanted.models, wanted.sources.get("models", ""))
+    _check_models(wanted.models, wanted.sources.get("models", ""))
+    if isinstance(wanted.include, tuple):
+        _check_names(wanted.include, wanted.sources.get("include", ""))
     chosen = registry.select(wanted.include, wanted.exclude, wanted.backend, wanted.sources)
     for kernel in chosen.values():
         registry.options_of(kernel, wanted.options)
     return chosen
+
+
+def _check_names(names: tuple[str, ...], source: str) -> None:
+    """ValueError for the first that is no kernel's id and no op."""
+    for name in names:
+        known = name in registry.kernels() or name in registry.ops()
+        if not known and _is_model(name):
+            raise ValueError(
+                f"{shown(name)}{_in(source)} is a model type, not a kernel or an op: write "
+                f"models={name!r} to patch models of that type alone (HF_KERNEL_PATCH_MODELS, or "
+                "--models in the command line)"
+            )
+    registry.require(names, source)
+
+
+def _check_models(names: str | tuple[str, ...], source: str) -> None:
+    """ValueError for the first that is no model type."""
+    for name in () if isinstance(names, str) else names:
+        ours = name in registry.kernels() or name in registry.ops()
+        if ours and not _is_model(name):
+            raise ValueError(
+                f"{shown(name)}{_in(source)} is a kernel or an op, not a model type: write "
+                f"include={name!r} (HF_KERNEL_PATCH, or --include in the command line)"
+            )
+    models.select(names, source)
+
+
+def _is_model(name: str) -> bool:
+    return name in models.architectures() or name in models.families()
+
+
+def _in(source: str) -> str:
+    return f" in {source}" if source else ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from hf_kernel_patch import models
-from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning
+from hf_kernel_patch.errors import KernelPatchError, listed, warn
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.models import Architecture, SiteSpec
 from hf_kernel_patch.patching import watching
@@ -303,4 +302,4 @@ class Activation:
         if complaints and self.settings.strict:
             raise KernelPatchError(complaints[0])
         if complaints:
-            warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
+            warn(listed(complaints, "\n"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import models
-from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.errors import cut, listed, shown, warn
 from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.construction import modules_of
@@ -249,7 +248,7 @@ def patch_model(
             if op not in found
         ]
     if complaints:
-        warnings.warn("\n".join(complaints), KernelPatchWarning, stacklevel=4)
+        warn(listed(complaints, "\n"))
     if is_rank_zero():
         logger.info("one %s: %s", type(model).__name__, PatchReport(rows).summary())
     return model
@@ -267,9 +266,11 @@ def require_model(model: object) -> None:
     else:
         inside = any(isinstance(part, base) for part in parts())
     if not inside:
+        named = f"the class {cut(model.__qualname__)}" if isinstance(model, type) else ""
+        what = shown(model) if isinstance(model, str) else cut(type(model).__qualname__)
         raise TypeError(
-            f"expected a transformers PreTrainedModel, or a module that wraps one, got "
-            f"{type(model).__qualname__}"
+            "expected a transformers PreTrainedModel, or a module that wraps one, got "
+            f"{named or what}"
         )
 
 

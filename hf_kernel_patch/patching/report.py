@@ -138,7 +138,8 @@ class PatchReport:
         if not self.rows:
             return f"nothing patched{': ' + self.note if self.note else ''}"
         counts = Counter(row.outcome for row in self.rows)
-        kernels = ", ".join(dict.fromkeys(row.kernel for row in self.rows if row.kernel))
+        rows = [row for row in self.rows if row.kernel and row.outcome != Outcome.SKIPPED]
+        kernels = ", ".join(dict.fromkeys(row.kernel for row in rows))
         counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         return f"{counted}; kernels: {kernels or 'none'}"
 

@@ -11,6 +11,7 @@ from functools import update_wrapper
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import provide
 from hf_kernel_patch.recognition.edits import Edit, start
 from hf_kernel_patch.recognition.function import Function, NoSource, function_of
@@ -193,7 +194,7 @@ def register(code: K) -> K:
     Raises TypeError for anything else.
     """
     if not isinstance(code, (Leaf, Rule)):
-        raise TypeError(f"expected a Leaf or a Rule, got {code!r}")
+        raise TypeError(f"register_code takes a Leaf or a Rule, not {shown(code)}")
     _known[code.name] = code
     return code
 

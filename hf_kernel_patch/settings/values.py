@@ -41,6 +41,18 @@ def read_include(value: Include, source: str = "include") -> str | tuple[str, ..
             return None
         if text == "auto" or text in _TRUE:
             return "auto"
+    if hasattr(value, "named_modules"):
+        raise TypeError(
+            f"{source} takes names of kernels, not a model; to patch one model and no other call "
+            "apply_default_kernels(model)"
+        )
+    if hasattr(value, "kernel_id"):
+        raise TypeError(f"{source} takes ids, not kernels: write {shown(value.kernel_id)}")
+    if callable(value):
+        raise TypeError(
+            f"{source} takes names of kernels, not {shown(value)}; to decorate a function write "
+            "@patched()"
+        )
     names = _names(value, source)
     if "auto" in names:
         raise ValueError(
@@ -81,12 +93,14 @@ def _options(value: object, source: str) -> tuple[tuple[str, str, object], ...]:
             found.append((owner, option, text.strip()))
         return tuple(found)
     if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
-        raise TypeError(f"{source} must map ops to mappings of options, not {shown(value)}")
-    return tuple((_word(o), _word(n), one) for o, held in value.items() for n, one in held.items())
-
-
-def _word(key: object) -> str:
-    return key if isinstance(key, str) else shown(key)
+        raise TypeError(
+            f"{source} must map ops to mappings of options, such as "
+            f"{{'linear_cross_entropy': {{'exact': True}}}}, not {shown(value)}"
+        )
+    for name in (*value, *(one for held in value.values() for one in held)):
+        if not isinstance(name, str):
+            raise TypeError(f"{source}: names of ops and options are strings, not {shown(name)}")
+    return tuple((o, n, one) for o, held in value.items() for n, one in held.items())
 
 
 def _names(value: object, source: str) -> tuple[str, ...]:

@@ -7,12 +7,11 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.errors import warn
 from hf_kernel_patch.recognition.leaves.experts import NAME, arguments_of
 from hf_kernel_patch.recognition.site import Site
 
@@ -106,7 +105,7 @@ def _by_default(
 
     if not torch.compiler.is_compiling():
         message = f"{type(experts).__name__} runs by transformers' default: {why_not}"
-        warnings.warn(message, KernelPatchWarning, stacklevel=3)
+        warn(message)
     return functions["grouped_mm"](experts, *tensors)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
-from hf_kernel_patch.errors import KernelPatchWarning
+from hf_kernel_patch.errors import warn
 from hf_kernel_patch.recognition.rules.head_loss.head import why_not_head
 from hf_kernel_patch.recognition.rules.head_loss.stand_in import Pending, deferred_tensor
 from hf_kernel_patch.recognition.rules.head_loss.steps import Steps, apply_all, is_known
@@ -141,11 +140,9 @@ class Logits(Pending):
         if torch.compiler.is_compiling():
             return self._of(weight, bias)
         if self._stamp and (changed := self._changed()):
-            warnings.warn(
+            warn(
                 f"logits of a training step are read after its {changed} have changed: they are of "
-                "the new ones; ask for them with the option return_logits",
-                KernelPatchWarning,
-                stacklevel=7,
+                "the new ones; ask for them with the option return_logits"
             )
         if not _has_memory(weight):
             weight, bias = gathered(self.head.weight), gathered(self.head.bias)
