@@ -12,7 +12,6 @@ from hf_kernel_patch.api import (
     get_available_kernels,
     get_default_kernels,
     patch_transformers,
-    patched,
     status,
     unpatch,
 )
@@ -24,6 +23,8 @@ from hf_kernel_patch.errors import (
 )
 from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.models import Architecture, register_model
+from hf_kernel_patch.patching import log
+from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.choosing import load_kernel_config
 from hf_kernel_patch.patching.report import PatchReport, Row
 from hf_kernel_patch.recognition import Leaf, Rule, experts_interface
@@ -67,6 +68,8 @@ _OLD = {"Form": "Leaf", "register_form": "register_code"}
 
 experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
+    if (level := settings.log_level()) is not None:
+        log.show(level)
     count_calls(settings.flag("COUNT"))
     capture_decoding(settings.flag("CAPTURE", True))
     if settings.requested_by_environment():

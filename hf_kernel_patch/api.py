@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import cut, raise_if_blocked, shown, unknown
+from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
 from hf_kernel_patch.kernels import Kernel
-from hf_kernel_patch.patching import model_patch, watching
-from hf_kernel_patch.patching.choosing import choose, select
+from hf_kernel_patch.patching import log, model_patch, watching
+from hf_kernel_patch.patching.choosing import (
+    activation_of,
+    choose,
+    report_of,
+    why_nothing,
+)
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
@@ -25,14 +26,11 @@ from hf_kernel_patch.settings import (
     Include,
     Names,
     Options,
-    Settings,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
-logger = logging.getLogger("hf_kernel_patch")
-F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound="nn.Module")
 _standing: Activation | None = None
 
@@ -46,6 +44,7 @@ def patch_transformers(
     strict: bool | str = UNSET,
     options: Options = UNSET,
     config: Config = None,
+    verbose: bool = False,
 ) -> PatchReport:
     """Replace code of transformers by fused kernels, for all models, until ``unpatch``.
 
@@ -64,6 +63,7 @@ def patch_transformers(
         strict: raise where a site does not match or a kernel finds no site, instead of warning.
         options: of kernels, {op or kernel id: {option: value}}.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
+        verbose: show the lines of the log from now on, as HF_KERNEL_PATCH_LOG=info does.
 
     Returns:
         The report: every site considered, patched or skipped with the reason. It is alive:
@@ -75,7 +75,9 @@ def patch_transformers(
         KernelPatchError: with ``strict``, a site does not match or a kernel found no site.
     """
     global _standing
-    made = _activation(
+    if verbose:
+        log.show()
+    made = activation_of(
         *choose(
             config,
             include=include,
@@ -95,11 +97,11 @@ def patch_transformers(
             _standing = made
             if old is not None:
                 raise_if_blocked(old.undo())
-            _log(_report(made))
+            log.tell("%s", report_of(made).summary())
         else:
             old.renew()
             old.look()
-        return _report(_standing or made)
+        return report_of(_standing or made)
 
 
 def unpatch(model: nn.Module | None = None) -> None:
@@ -125,86 +127,17 @@ def unpatch(model: nn.Module | None = None) -> None:
     raise_if_blocked(blocked)
 
 
-class patched:
-    """``patch_transformers`` for the length of a ``with`` block or of a decorated function.
-
-    Takes the same arguments; ``as`` gives the report. Blocks nest: an inner one adds to the outer
-    ones, and where both replace the same place the inner one is in force. The patch is seen by
-    all threads. A decorated coroutine function is patched while it runs.
-    """
-
-    def __init__(
-        self,
-        include: Include = UNSET,
-        *,
-        exclude: Names | None = UNSET,
-        models: Names = UNSET,
-        backend: str = UNSET,
-        strict: bool | str = UNSET,
-        options: Options = UNSET,
-        config: Config = None,
-    ):
-        self._wanted, _ = choose(
-            config,
-            include=include,
-            exclude=exclude,
-            models=models,
-            backend=backend,
-            strict=strict,
-            options=options,
-        )
-        self._entered: list[Activation] = []
-
-    def __enter__(self) -> PatchReport:
-        made = _activation(self._wanted, select(self._wanted))
-        if made.kernels:
-            watching.prepare()
-        made.apply()
-        self._entered.append(made)
-        return _report(made)
-
-    def __exit__(
-        self,
-        error_class: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        blocked = self._entered.pop().undo()
-        if error is None:
-            raise_if_blocked(blocked)
-        elif blocked:
-            error.add_note(f"hf_kernel_patch could not restore: {'; '.join(blocked)}")
-
-    def __call__(self, function: F) -> F:
-        import wrapt
-
-        called = _called(function)
-        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-            raise TypeError(
-                f"{cut(called.__qualname__)} is a generator, which would run outside of the patch; "
-                "use `with patched(...)` inside it"
-            )
-
-        async def run(wrapped: F, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-            with self:
-                return await wrapped(*args, **kwargs)
-
-        @wrapt.decorator
-        def wrapper(wrapped: Any, instance: object, args: Any, kwargs: Any) -> Any:
-            if inspect.iscoroutinefunction(wrapped):
-                return run(wrapped, args, kwargs)
-            with self:
-                return wrapped(*args, **kwargs)
-
-        decorated: Any = wrapper(function)
-        return decorated
-
-
-def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, object] | None = None) -> M:
+def apply_kernel(
+    kernel_id: str,
+    *,
+    model: M,
+    options: Mapping[str, object] | None = None,
+    verbose: bool = False,
+) -> M:
     """Apply one kernel to one loaded model and return it; no other model changes.
 
     A kernel that finds no site in the model warns and returns it as it is. ``options`` are the
-    kernel's own, by name.
+    kernel's own, by name; ``verbose`` is as for ``patch_transformers``.
 
     Raises:
         ValueError: the id or an option is unknown; the message has the near matches.
@@ -226,12 +159,19 @@ def apply_kernel(kernel_id: str, *, model: M, options: Mapping[str, object] | No
             "options of apply_kernel must map the kernel's options to values, such as "
             f"{{'exact': True}}, not {shown(options)}"
         )
+    if verbose:
+        log.show()
     given = tuple((kernel_id, name, value) for name, value in (options or {}).items())
     return _apply(model, registry.select((kernel_id,)), explicit=True, options=given)
 
 
 def apply_default_kernels(
-    model: M, include_kernels: Include = UNSET, *, options: Options = UNSET, config: Config = None
+    model: M,
+    include_kernels: Include = UNSET,
+    *,
+    options: Options = UNSET,
+    config: Config = None,
+    verbose: bool = False,
 ) -> M:
     """Apply kernels to one loaded model and return it; no other model changes.
 
@@ -241,9 +181,12 @@ def apply_default_kernels(
             False, nothing; otherwise ids, as a comma-separated string or an iterable.
         options: as ``patch_transformers`` takes them.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
+        verbose: as for ``patch_transformers``.
 
     Raises as ``apply_kernel``.
     """
+    if verbose:
+        log.show()
     if include_kernels is UNSET and config is None:
         include_kernels = "auto"
     wanted, kernels = choose(config, include_kernels=include_kernels, options=options)
@@ -275,7 +218,7 @@ def status() -> PatchReport:
         rows = [row for one in watching.active for row in one.rows]
         alive = [one for one in model_patch.applications if one.alive()]
         rows += [row for one in alive for row in one.rows.values()]
-    why = _why_nothing() if settings.disabled() else "no patch is in force"
+    why = why_nothing() if settings.disabled() else "no patch is in force"
     return PatchReport(rows, "" if rows else why)
 
 
@@ -316,34 +259,5 @@ def _apply(
     return model
 
 
-def _called(function: Any) -> Any:
-    """The function whose body runs when a decorated object is called."""
-    while isinstance(function, (staticmethod, classmethod, partial)):
-        function = function.func if isinstance(function, partial) else function.__func__
-    plain = inspect.isroutine(function) or isinstance(function, type)
-    return function if plain or not callable(function) else type(function).__call__
-
-
-def _activation(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:
-    return Activation(wanted, kernels, explicit=isinstance(wanted.include, tuple))
-
-
 def _same(one: Activation, other: Activation) -> bool:
     return one.settings == other.settings and one.kernels == other.kernels
-
-
-def _report(made: Activation) -> PatchReport:
-    return PatchReport(made.rows, "" if made.rows else _why_nothing(made.settings.why_nothing))
-
-
-def _why_nothing(why: str = "") -> str:
-    if settings.disabled():
-        return "HF_KERNEL_PATCH_DISABLE is set"
-    if why:
-        return why
-    return "no kernel is chosen" if registry.defaults() else "no default kernel for this device"
-
-
-def _log(report: PatchReport) -> None:
-    if settings.is_rank_zero():
-        logger.info("%s", report.summary())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 from hf_kernel_patch import registry
-from hf_kernel_patch.api import patched
 from hf_kernel_patch.cli.preview import architecture_of, import_modelling
 from hf_kernel_patch.errors import KernelPatchWarning, shown
+from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.report import Outcome, Row
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hf_kernel_patch import models, settings
-from hf_kernel_patch.api import patched
 from hf_kernel_patch.errors import KernelPatchWarning, shown, unknown
+from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.report import Outcome, PatchReport
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from hf_kernel_patch import models, registry, settings
 from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import Kernel
+from hf_kernel_patch.patching.global_patch import Activation
+from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.settings import Config, KernelConfig, Settings
 
 
@@ -56,6 +58,25 @@ def select(wanted: Settings) -> dict[str, Kernel]:
     for kernel in chosen.values():
         registry.options_of(kernel, wanted.options)
     return chosen
+
+
+def activation_of(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:
+    """The patch of what was chosen, not applied yet."""
+    return Activation(wanted, kernels, explicit=isinstance(wanted.include, tuple))
+
+
+def report_of(made: Activation) -> PatchReport:
+    """What is reported of a patch, and why it is nothing if it is."""
+    return PatchReport(made.rows, "" if made.rows else why_nothing(made.settings.why_nothing))
+
+
+def why_nothing(why: str = "") -> str:
+    """Why no kernel is chosen."""
+    if settings.disabled():
+        return "HF_KERNEL_PATCH_DISABLE is set"
+    if why:
+        return why
+    return "no kernel is chosen" if registry.defaults() else "no default kernel for this device"
 
 
 def _check_names(names: tuple[str, ...], source: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchError, listed, warn
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.models import Architecture, SiteSpec
-from hf_kernel_patch.patching import watching
+from hf_kernel_patch.patching import log, watching
 from hf_kernel_patch.patching.construction import modules_of_models
 from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
@@ -34,13 +33,11 @@ from hf_kernel_patch.patching.records import (
     describe_source,
     record_of,
 )
-from hf_kernel_patch.patching.report import Outcome, Row
+from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 from hf_kernel_patch.recognition import Request, known, request, why_not
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.registry import has_own_apply, options_of
 from hf_kernel_patch.settings import Settings
-
-logger = logging.getLogger("hf_kernel_patch")
 
 
 @dataclass(eq=False)
@@ -66,6 +63,7 @@ class Activation:
         self._looked_at: set[str] = set()
         self._complaints: list[str] = []
         self._ops: set[str] = set()
+        self._came: list[Row] = []
 
     def apply(self) -> None:
         """Patch what is imported and wait for the rest; on any failure nothing is left behind."""
@@ -86,6 +84,14 @@ class Activation:
         """Patch what has come since, or what could not be patched then."""
         with ledger.lock:
             self.imported(self._modules())
+        self.tell()
+
+    def tell(self) -> None:
+        """Log what became of the sites of modules that have come."""
+        came, self._came = self._came, []
+        if came:
+            names = ", ".join(dict.fromkeys(row.architecture for row in came))
+            log.tell("%s: %s", names, PatchReport(came).summary())
 
     def undo(self) -> list[str]:
         """Take everything back; the labels of sites that a foreign patch keeps from it."""
@@ -117,7 +123,7 @@ class Activation:
         before = [(row, row.outcome, row.reason) for row in self.rows]
 
         def take_back() -> None:
-            self._complaints = []
+            self._complaints, self._came = [], []
             self._take_back(held)
             self.rows[:] = [row for row, _, _ in before]
             for name, sites in self._sites.items():
@@ -131,6 +137,8 @@ class Activation:
         except BaseException:
             take_back()
             raise
+        known = {id(row): outcome for row, outcome, _ in before}
+        self._came += [row for row in self.rows if known.get(id(row)) != row.outcome]
         return take_back
 
     def _take_back(self, since: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from functools import partial
@@ -12,6 +11,7 @@ from hf_kernel_patch import models
 from hf_kernel_patch.errors import cut, listed, shown, warn
 from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import SiteSpec
+from hf_kernel_patch.patching import log
 from hf_kernel_patch.patching.construction import modules_of
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
 from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
@@ -22,12 +22,10 @@ from hf_kernel_patch.recognition import known, request, why_not
 from hf_kernel_patch.recognition.composing import Located, difference, source_hash
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.registry import options_of
-from hf_kernel_patch.settings import is_rank_zero
 
 if TYPE_CHECKING:
     from torch import nn
 
-logger = logging.getLogger("hf_kernel_patch")
 #: Every application in force on some model, oldest first.
 applications: list[Application] = []
 Options = tuple[tuple[str, str, object], ...]  # as ``Settings.options``
@@ -249,8 +247,7 @@ def patch_model(
         ]
     if complaints:
         warn(listed(complaints, "\n"))
-    if is_rank_zero():
-        logger.info("one %s: %s", type(model).__name__, PatchReport(rows).summary())
+    log.tell("one %s: %s", type(model).__name__, PatchReport(rows).summary())
     return model
 
 

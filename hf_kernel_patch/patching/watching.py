@@ -21,6 +21,9 @@ class Active(Protocol):
     def imported(self, modules: list[str]) -> Callable[[], None]:
         """Patch imported modules; returns what takes that back."""
 
+    def tell(self) -> None:
+        """Log what became of them."""
+
 
 #: Every activation in force, oldest first.
 active: list[Any] = []
@@ -69,6 +72,7 @@ def _imported(module: ModuleType) -> None:
             for take_back in reversed(done):
                 take_back()
             raise
+    _tell()
 
 
 def _constructed(modules: list[str]) -> None:
@@ -76,6 +80,13 @@ def _constructed(modules: list[str]) -> None:
     with ledger.lock:
         for activation in list(active):
             activation.constructed(modules)
+    _tell()
+
+
+def _tell() -> None:
+    """Without the lock: a handler of the program may do anything."""
+    for activation in list(active):
+        activation.tell()
 
 
 _imports = ImportWatcher(_wanted, _imported)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_kernel_patch.errors import unknown
 from hf_kernel_patch.settings.values import read_boolean
 
 PREFIX = "HF_KERNEL_PATCH"
@@ -23,6 +25,18 @@ def flag(name: str, default: bool = False) -> bool:
     variable = f"{PREFIX}_{name}"
     value = os.environ.get(variable, "")
     return read_boolean(value, f"the variable {variable}") if value.strip() else default
+
+
+def log_level() -> int | None:
+    """The level that HF_KERNEL_PATCH_LOG names, or None where the program's logging decides."""
+    variable = f"{PREFIX}_LOG"
+    value = os.environ.get(variable, "").strip().lower()
+    if value in ("", "0", "off", "false"):
+        return None
+    levels = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
+    if value not in levels:
+        raise unknown("level", value, {"off", "debug", "info", "warning", "error"}, variable)
+    return levels[value]
 
 
 def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import hf_kernel_patch
 from hf_kernel_patch import ForeignPatchError, api
 from hf_kernel_patch.patching import model_patch, watching
+from hf_kernel_patch.patching.choosing import activation_of, select
 from hf_kernel_patch.recognition.source import ROOT, made_by_us
 from tests.random_steps.foreign import Place
 from tests.random_steps.machine import Inapplicable, Machine
@@ -106,7 +107,7 @@ def patch(machine: Machine, random: Random) -> str:
     old = [api._standing] if api._standing is not None else []
     before = active()
     wanted = api.settings.resolve(None, **chosen)
-    same = bool(old) and api._same(old[0], api._activation(wanted))
+    same = bool(old) and api._same(old[0], activation_of(wanted, select(wanted)))
     if same:
         hf_kernel_patch.patch_transformers(**chosen)
         if active() != before:

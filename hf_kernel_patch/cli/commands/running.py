@@ -95,7 +95,7 @@ def _check_program(arguments: list[str]) -> None:
 def _check_choice(given: dict[str, Any]) -> None:
     """Raise here, before the program starts, what patching in it would raise."""
     from hf_kernel_patch import settings
-    from hf_kernel_patch.api import patched
+    from hf_kernel_patch.patching.block import patched
 
     wanted = settings.resolve(**given)
     # Whether "auto" finds something is no error, and finding out would import torch.
