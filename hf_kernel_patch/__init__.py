@@ -20,6 +20,7 @@ from hf_kernel_patch.errors import (
     KernelPatchError,
     KernelPatchWarning,
     KernelUnavailableError,
+    warn,
 )
 from hf_kernel_patch.kernels import BaseKernel, register_kernel
 from hf_kernel_patch.models import Architecture, register_model
@@ -68,6 +69,8 @@ _OLD = {"Form": "Leaf", "register_form": "register_code"}
 
 experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
+    for text in settings.unknown_variables():
+        warn(text)
     if (level := settings.log_level()) is not None:
         log.show(level)
     count_calls(settings.flag("COUNT"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
 
 #: Backend name -> (the package it needs, device types it can serve).
 BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -16,7 +20,7 @@ BACKENDS: dict[str, tuple[str, tuple[str, ...]]] = {
 @cache
 def current() -> str:
     """The device type of the accelerator in use, such as "cuda" or "npu"; "cpu" without one."""
-    if missing_package("torch"):
+    if missing_package("torch") or _has_no_accelerator():
         return "cpu"
     import torch
 
@@ -26,6 +30,36 @@ def current() -> str:
             return "npu"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator.type if accelerator is not None else "cpu"
+
+
+def _has_no_accelerator() -> bool:
+    """Whether the files of torch alone say so: its import takes seconds.
+
+    A build for CPUs finds no accelerator, unless a package brings another backend. One for CUDA
+    finds none where the driver is not installed. Anything else needs torch itself.
+    """
+    if "torch" in sys.modules or sys.platform not in ("linux", "win32"):
+        return False
+    if entry_points(group="torch.backends") or missing_package("torch_npu") is None:
+        return False
+    spec = find_spec("torch")
+    built: dict[str, object] = {}
+    try:
+        code = Path(str(spec and spec.origin)).with_name("version.py").read_text(encoding="utf-8")
+        exec(code, built)
+    except Exception:  # another layout than known: torch itself has to say
+        return False
+    if built.get("hip") or built.get("xpu") or "cuda" not in built:
+        return False
+    return built["cuda"] is None or not _has_cuda_driver()
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def missing_package(name: str) -> str | None:
@@ -40,6 +74,8 @@ def why_not(device: str) -> str | None:
     """Why a device type cannot be used in this process, or None; "any" and "cpu" always can."""
     if device in ("any", "cpu") or device == current():  # in this order: current() needs torch
         return None
+    if missing_package("torch"):
+        return "needs the package torch"
     if device == "npu" and missing_package("torch_npu"):
         return "no npu device: the package torch_npu is not installed"
     if device == "npu" and (why := _import_error("torch_npu")):
@@ -54,6 +90,14 @@ def why_no_backend(backend: str) -> str | None:
         return f"needs the package {package}"
     reasons = [why_not(device) for device in served]
     return None if None in reasons else reasons[0]
+
+
+def why_not_importable(package: str) -> str | None:
+    """Why an import of the package fails, or None."""
+    if missing_package(package):
+        return "is not installed"
+    why = _import_error(package)
+    return f"cannot be imported: {why[:500]}" if why else None
 
 
 @cache

@@ -163,6 +163,14 @@ def select(
     }
 
 
+def check_options(given: Iterable[tuple[str, str, object]]) -> None:
+    """ValueError for an option that no kernel takes, whichever kernels are chosen."""
+    for owner, option, value in given:
+        owners = [k for k in _every() if owner in (k.op, k.kernel_id)]
+        takes = [k for k in owners if option in k.options] or owners or _every()
+        options_of(takes[0], [(owner, option, value)])
+
+
 def options_of(kernel: Kernel, given: Iterable[tuple[str, str, object]]) -> dict[str, object]:
     """What was asked of one kernel, from (op or kernel id, option, value) for any of them.
 

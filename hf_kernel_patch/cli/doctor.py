@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from hf_kernel_patch import devices, models
+from hf_kernel_patch import devices, models, registry
 from hf_kernel_patch.cli.preview import import_modelling
 from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching.lookup import describe, exists_here, locate
@@ -13,14 +13,27 @@ from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.source import innermost, original_of
 from hf_kernel_patch.version import newer_than_tested, versions
 
+#: What has to be there -> what does not work without it.
+NEEDED = {
+    "torch": "no kernel can run and nothing can be patched",
+    "transformers": "there is nothing to patch; kernels can still be called as functions",
+}
+
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, every row of every table, and foreign patches, as plain data."""
-    tables = rows()
+    """Versions, devices, kernels, every row of every table, and foreign patches, as plain data."""
+    problems = _problems()
+    tables = [] if problems else rows()
     return {
         "versions": versions(),
         "newer": newer_than_tested(),
+        "problems": problems,
         "devices": found_devices(),
+        "kernels": {
+            "all": list(registry.kernels()),
+            "available": registry.available(),
+            "default": [kernel.kernel_id for kernel in registry.defaults().values()],
+        },
         "tables": tables,
         "foreign": [
             {"site": row["site"], "by": row["foreign"], "effect": row["reason"] or "looked through"}
@@ -30,8 +43,24 @@ def examine() -> dict[str, Any]:
     }
 
 
+def _problems() -> list[str]:
+    """What is missing here, and in how far everything works without it."""
+    found = []
+    for package, effect in NEEDED.items():
+        if why := devices.why_not_importable(package):
+            found.append(f"{package} {why}: {effect}; `pip install {package}` brings it")
+    if found:
+        found.append(
+            "what works without: importing hf_kernel_patch, reading settings, and the commands "
+            "list and doctor"
+        )
+    return found
+
+
 def found_devices() -> list[dict[str, Any]]:
     """Every device usable here; the accelerator that "auto" looks at is ``current``."""
+    if devices.why_not_importable("torch"):
+        return [{"device": "cpu", "name": "without torch", "current": True}]
     import torch
 
     current = devices.current()

@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from hf_kernel_patch import models, recognition, settings
 from hf_kernel_patch.cli.preview import architecture_of, import_modelling
+from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.discovery import discover
 from hf_kernel_patch.recognition.static import scope_of
@@ -35,6 +36,8 @@ def found_in_families(progress: Progress) -> dict[str, Family]:
 
     What was found before with these versions comes from a file in the cache's folder.
     """
+    if not models.families():
+        raise KernelPatchError("transformers is not installed, so there is no family to look at")
     file = settings.cache_folder() / f"families-{_key()}.json"
     try:
         found: dict[str, Family] = json.loads(file.read_text(encoding="utf-8"))

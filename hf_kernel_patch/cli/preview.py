@@ -5,52 +5,68 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from hf_kernel_patch import models, settings
-from hf_kernel_patch.errors import KernelPatchWarning, shown, unknown
+from hf_kernel_patch import models
+from hf_kernel_patch.errors import KernelPatchWarning, cut, listed, shown, unknown
 from hf_kernel_patch.patching.block import patched
+from hf_kernel_patch.patching.choosing import choose
 from hf_kernel_patch.patching.report import Outcome, PatchReport
+from hf_kernel_patch.settings import Config
 
 
-def preview(model: str | None = None) -> PatchReport:
-    """The report of ``patch_transformers()`` in this environment; nothing stays patched.
+def preview(model: str | None = None, config: Config = None, **arguments: str) -> PatchReport:
+    """The report of ``patch_transformers(...)`` in this environment; nothing stays patched.
 
     Args:
-        model: a directory with a model's config.json, or an architecture; all by default.
+        model: as ``architecture_of`` takes it; every architecture by default.
+        config: as ``patch_transformers`` takes it, and so are ``arguments``.
 
     Raises:
-        ValueError: no such architecture, with the near matches, or a variable cannot be read.
+        ValueError: no such architecture, with the near matches, or a setting cannot be read.
         FileNotFoundError: the directory holds no config.json.
     """
-    wanted = settings.resolve().models
-    chosen = [table.name for table in models.select(wanted).tables]
+    found, _ = choose(config, **arguments)
+    wanted = found.models
+    chosen = list(models.architectures()) if isinstance(wanted, str) else list(wanted)
     if model is not None:
         name = architecture_of(model)
         if not isinstance(wanted, str) and name not in wanted:
-            return PatchReport(note=f"HF_KERNEL_PATCH_MODELS leaves {name} out")
+            source = found.sources.get("models", "--models").removeprefix("the variable ")
+            return PatchReport(note=f"{source} leaves {name} out")
         chosen = [name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KernelPatchWarning)  # the rows say the same
-        with patched(models=chosen, strict=False) as report:
+        options: dict[str, Any] = {**arguments, "models": chosen, "strict": False}
+        with patched(config=config, **options) as report:
             broken = import_modelling(chosen)
     for row in report.pending:
         row.outcome, row.reason = Outcome.SKIPPED, broken[row.architecture]
-    return report if report.rows or not broken else PatchReport(note="; ".join(broken.values()))
+    return (
+        report
+        if report.rows or not broken
+        else PatchReport(note=listed(dict.fromkeys(broken.values()), "; "))
+    )
 
 
 def architecture_of(model: str) -> str:
-    """The name, as ``models=`` takes it, of a model's directory or a model type."""
+    """The name, as ``models=`` takes it, of a model type or of a model with a config.json.
+
+    That is a folder, or a name on the Hub whose files are in the local cache.
+    """
     known = models.architectures()
     if model in known:
         return model
-    if not os.path.isdir(model):  # Path.is_dir raises for a name too long
-        if models.find_modules(model):
-            return model
-        raise unknown("model type or directory", model, {*known, *models.families()})
-    config = Path(model, "config.json")
+    config = _config_of(model)
+    if config is None and models.find_modules(model):
+        return model
+    config = config or _cached_config(model)
+    if config is None:
+        raise _not_found(model)
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except RecursionError:
@@ -65,6 +81,36 @@ def architecture_of(model: str) -> str:
     return found or name
 
 
+def _config_of(model: str) -> Path | None:
+    """The config.json of a folder, or None where it is none."""
+    if os.path.isdir(model):  # Path.is_dir raises for a name too long
+        return Path(model, "config.json")
+    if os.path.isfile(model):
+        raise ValueError(f"{cut(model)} is a file; give the folder that it is in")
+    return None
+
+
+def _cached_config(name: str) -> Path | None:
+    """The config.json of a name on the Hub, where it was downloaded before; downloads nothing."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json")
+    except (ImportError, ValueError):  # the last for what cannot be such a name
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _not_found(model: str) -> ValueError:
+    if re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", model):
+        return ValueError(
+            f"{model!r} is no folder here, and as a name on the Hub it is not in the local cache. "
+            "Give the folder of a saved model, or the model type, such as 'llama'; or download the "
+            f"model's config.json first, as `hf download {model} config.json` does"
+        )
+    return unknown("model type or directory", model, {*models.architectures(), *models.families()})
+
+
 def import_modelling(names: Iterable[str]) -> dict[str, str]:
     """Import the modelling modules of architectures; name -> reason of those that fail."""
     tables = models.architectures()
@@ -75,5 +121,5 @@ def import_modelling(names: Iterable[str]) -> dict[str, str]:
             try:
                 importlib.import_module(module)
             except Exception as error:  # transformers may lack the model, or what it needs
-                broken[name] = f"{type(error).__name__}: {error}"
+                broken[name] = f"{type(error).__name__}: {cut(str(error), 500)}"
     return broken

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from hf_kernel_patch import models, registry, settings
+from hf_kernel_patch import devices, models, registry, settings
 from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching.global_patch import Activation
@@ -76,6 +76,8 @@ def why_nothing(why: str = "") -> str:
         return "HF_KERNEL_PATCH_DISABLE is set"
     if why:
         return why
+    if missing := devices.missing_package("torch"):
+        return f"{missing} is not installed"
     return "no kernel is chosen" if registry.defaults() else "no default kernel for this device"
 
 

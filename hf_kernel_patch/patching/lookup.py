@@ -24,11 +24,15 @@ def exists_here(spec: SiteSpec) -> bool:
 
 @cache
 def _version_is(wanted: str) -> bool:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     from packaging.specifiers import SpecifierSet
 
-    return SpecifierSet(wanted).contains(version("transformers"), prereleases=True)
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:  # no site is there, whichever version it is of
+        return True
+    return SpecifierSet(wanted).contains(installed, prereleases=True)
 
 
 def locate(spec: SiteSpec) -> Located | str:

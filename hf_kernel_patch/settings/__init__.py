@@ -9,6 +9,7 @@ from typing import Any
 from hf_kernel_patch.settings.config import Config, KernelConfig, load_kernel_config
 from hf_kernel_patch.settings.environment import (
     PREFIX,
+    VARIABLES,
     cache_folder,
     child_environment,
     disabled,
@@ -17,15 +18,27 @@ from hf_kernel_patch.settings.environment import (
     in_command_line,
     is_rank_zero,
     log_level,
+    rank,
     text_of,
+    unknown_variables,
     variable_of,
     variables_unset,
 )
-from hf_kernel_patch.settings.values import UNSET, Include, Names, Options, read, read_include
+from hf_kernel_patch.settings.values import (
+    UNSET,
+    Include,
+    Names,
+    Options,
+    read,
+    read_include,
+    text_for,
+)
 
 __all__ = [
+    "FIELDS",
     "PREFIX",
     "UNSET",
+    "VARIABLES",
     "Config",
     "Include",
     "KernelConfig",
@@ -41,10 +54,14 @@ __all__ = [
     "is_rank_zero",
     "load_kernel_config",
     "log_level",
+    "rank",
     "read_include",
     "requested_by_environment",
     "resolve",
     "variables_unset",
+    "unknown_variables",
+    "variable_of",
+    "variables_for",
 ]
 
 
@@ -88,7 +105,7 @@ def resolve(config: Config = None, **arguments: object) -> Settings:
         argument = called.get(name, name)
         if arguments.get(argument, UNSET) is not UNSET:
             value, source = arguments[argument], f"the argument {argument}"
-        elif name != "exclude" and (value := text_of(name)):
+        elif value := text_of(name):
             source = sources[name] = f"the variable {variable_of(name)}"
         elif config is not None and getattr(config, name) is not UNSET:
             value = getattr(config, name)
@@ -101,6 +118,20 @@ def resolve(config: Config = None, **arguments: object) -> Settings:
     if disabled():
         chosen["include"] = None
     return replace(Settings(), sources=sources, **chosen)
+
+
+def variables_for(config: KernelConfig | None, given: Mapping[str, str]) -> dict[str, str]:
+    """Field -> text of its variable, for a child: what is ``given``, and what ``config`` says.
+
+    The environment, which the child inherits, wins over the config.
+    """
+    found = dict(given)
+    wanted = resolve(config, **given)
+    for name in FIELDS if config is not None else ():
+        said = getattr(config, name) is not UNSET
+        if said and name not in given and not text_of(name):
+            found[name] = text_for(getattr(wanted, name))
+    return found
 
 
 def requested_by_environment() -> bool:

@@ -9,10 +9,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_kernel_patch.errors import unknown
+from hf_kernel_patch.errors import cut, nearest, unknown
 from hf_kernel_patch.settings.values import read_boolean
 
 PREFIX = "HF_KERNEL_PATCH"
+#: Every variable that is read; the last two are set by ``run --report``.
+VARIABLES = (
+    PREFIX,
+    *(
+        f"{PREFIX}_{name}"
+        for name in (
+            "EXCLUDE",
+            "MODELS",
+            "BACKEND",
+            "OPTIONS",
+            "STRICT",
+            "COUNT",
+            "CAPTURE",
+            "LOG",
+            "DISABLE",
+            "CACHE",
+            "REPORT",
+            "REPORTER",
+        )
+    ),
+)
 
 
 def disabled() -> bool:
@@ -48,6 +69,8 @@ def child_environment(directory: str, options: Mapping[str, str]) -> dict[str, s
             HF_KERNEL_PATCH is "auto" where neither they nor the environment say anything.
     """
     child = dict(os.environ)
+    if "report" in options:  # what has reported before was to another file
+        child.pop(f"{PREFIX}_REPORTER", None)
     path = [entry for entry in child.get("PYTHONPATH", "").split(os.pathsep) if entry]
     child["PYTHONPATH"] = os.pathsep.join([directory, *(e for e in path if e != directory)])
     if not child.get(PREFIX, "").strip():
@@ -83,10 +106,28 @@ def in_command_line() -> bool:
     return name == "hf-kernel-patch" or (name == "-m" and "hf_kernel_patch" in sys.orig_argv)
 
 
+def rank() -> str | None:
+    """The rank of this process in a distributed job, by its launcher's variables, or None."""
+    return os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or None
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the first of a distributed job, or not in one."""
-    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-    return rank == "0"
+    return rank() in (None, "0")
+
+
+def unknown_variables() -> list[str]:
+    """What is wrong with variables that begin as ours do and are none of ours, one text each."""
+    found = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            # Without what all begin with, which would make all alike.
+            endings = [known.removeprefix(PREFIX) for known in VARIABLES]
+            alike = nearest(name.removeprefix(PREFIX), endings, 0.6)
+            near = " or ".join(f"{PREFIX}{ending}" for ending in alike)
+            hint = f"; did you mean {near}?" if near else f". Known: {', '.join(VARIABLES)}"
+            found.append(f"unknown variable {cut(name)}{hint}")
+    return found
 
 
 def variable_of(name: str) -> str:

@@ -79,6 +79,15 @@ def read(name: str, value: Any, source: str) -> Any:
     return value.strip().lower() or "auto"
 
 
+def text_for(value: Any) -> str:
+    """A field of ``Settings`` as the text of its variable."""
+    if value is None or isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, str):
+        return value
+    return ",".join(one if isinstance(one, str) else "{}.{}={}".format(*one) for one in value)
+
+
 def _options(value: object, source: str) -> tuple[tuple[str, str, object], ...]:
     """{op or id: {option: value}}, or "op.option=value,..."; the registry checks the names."""
     if value is None:

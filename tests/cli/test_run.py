@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,23 +12,8 @@ import pytest
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.kernels import BaseKernel, register_kernel
-from tests.cli.commands import ROOT, invoke
-
-
-def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a program that finds the package in no other way than its own."""
-    found = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
-    path = os.pathsep.join([variables.pop("PYTHONPATH", ""), *found]).strip(os.pathsep)
-    first = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
-    main = f"{first}; from hf_kernel_patch.cli.commands import main"
-    return subprocess.run(
-        [sys.executable, "-c", f"{main}; main()", *arguments],
-        env={**os.environ, "PYTHONPATH": path, **variables},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.cli.commands import invoke
+from tests.cli.programs import program
 
 
 @pytest.mark.parametrize(
@@ -44,6 +27,13 @@ def program(*arguments: str, cwd: Path, **variables: str) -> subprocess.Complete
         (("--models", "lama", __file__), 2, "did you mean 'llama'"),
         (("--backend", "trition", __file__), 2, "did you mean 'triton'"),
         (("--include", "auto,rope", __file__), 2, "'auto' stands alone"),
+        (("--include", "llama", __file__), 2, "write models='llama'"),
+        (("--exclude", "rop", __file__), 2, "did you mean 'rope'"),
+        (("--options", "rope.nope=1", __file__), 2, "unknown option 'nope' in options of rope"),
+        (("--options", "rop.nope=1", __file__), 2, "did you mean 'rope'"),
+        (("--config", "nowhere.yaml", __file__), 1, "nowhere.yaml"),
+        (("--report", "no/such/folder.json", __file__), 1, "is not a file in a folder that"),
+        (("--report", ".", __file__), 1, "is not a file in a folder that"),
     ],
 )
 def test_run_refuses_before_anything_starts(

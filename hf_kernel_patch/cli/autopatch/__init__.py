@@ -17,7 +17,8 @@ DIRECTORY = str(Path(__file__).resolve().parent)
 def execute(arguments: list[str], options: Mapping[str, str]) -> NoReturn:
     """Go on as this Python with ``arguments``, patched; its children are patched as well.
 
-    ``options`` are values for the variables, by the names of ``patch_transformers``'s arguments.
+    ``options`` are values for the variables: HF_KERNEL_PATCH for "include", and
+    HF_KERNEL_PATCH_MODELS for "models" and so on.
     """
     command = [sys.executable, *arguments]
     environment = settings.child_environment(DIRECTORY, options)

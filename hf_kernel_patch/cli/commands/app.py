@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from hf_kernel_patch import settings
 from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.version import __version__
 
@@ -32,7 +33,8 @@ def _options(
         typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    pass
+    for text in settings.unknown_variables():
+        typer.echo(f"hf-kernel-patch: {text}", err=True)
 
 
 @contextmanager

@@ -8,14 +8,26 @@ import typer
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.cli.commands.app import app, mistakes_told
+from hf_kernel_patch.cli.commands.choice import (
+    Backend,
+    Config,
+    Exclude,
+    Include,
+    Models,
+    Options,
+    given,
+)
 from hf_kernel_patch.cli.printing import (
     print_diff,
     print_json,
+    print_lines,
     print_report,
     print_table,
     progress_bar,
+    terminal_width,
 )
 
+A_MODEL = "A saved model's folder, a model type, or a name on the Hub that is in the local cache"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
@@ -44,17 +56,18 @@ def list_kernels(
         ]
     if as_json:
         return print_json(found)
-    print_table(
-        ("kernel", "op", "device", "backend", "default", "available"),
-        [
-            (
-                *(str(one[key]) for key in ("kernel_id", "op", "device", "backend")),
-                "yes" if one["default"] else "",
-                f"no: {one['unavailable']}" if one["unavailable"] else "yes",
-            )
-            for one in found
-        ],
-    )
+    # In a terminal a reason is told once, below the table, and not in a column of a few characters.
+    reasons: dict[str, list[str]] = {}
+    rows = []
+    for one in found:
+        why = one["unavailable"]
+        if why and terminal_width():
+            reasons.setdefault(str(why), []).append(str(one["kernel_id"]))
+        available = "yes" if not why else "no" if terminal_width() else f"no: {why}"
+        cells = (str(one[key]) for key in ("kernel_id", "op", "device", "backend"))
+        rows.append((*cells, "yes" if one["default"] else "", available))
+    print_table(("kernel", "op", "device", "backend", "default", "available"), rows, group=1)
+    print_lines(*(f"\nnot available ({why}): {', '.join(ids)}" for why, ids in reasons.items()))
 
 
 def _list_families(as_json: bool) -> None:
@@ -75,9 +88,7 @@ def _list_families(as_json: bool) -> None:
 
 @app.command()
 def table(
-    target: Annotated[
-        str, typer.Argument(metavar="MODEL_DIR|MODEL_TYPE", help="Whose code.", show_default=False)
-    ],
+    target: Annotated[str, typer.Argument(metavar="MODEL", help=f"{A_MODEL}.", show_default=False)],
 ) -> None:
     """The patch table of a model, found in its code where it has none, as Python."""
     from hf_kernel_patch.cli.families import table_of
@@ -91,18 +102,27 @@ def status(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL_DIR|MODEL_TYPE]",
-            help="A saved model's directory or a model type; every architecture by default.",
+            metavar="MODEL",
+            help=f"{A_MODEL}. (default: every architecture)",
             show_default=False,
         ),
     ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    models: Models = None,
+    backend: Backend = None,
+    options: Options = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """What would be patched by the environment and the defaults, site by site."""
+    """What would be patched, site by site, by these options, the environment and the defaults."""
     from hf_kernel_patch.cli.preview import preview
 
+    chosen = given(
+        include=include, exclude=exclude, models=models, backend=backend, options=options
+    )
     with mistakes_told():
-        report = preview(target)
+        report = preview(target, config, **chosen)
     if as_json:
         return print_json(report.as_dict())
     print_report(report)
@@ -110,15 +130,15 @@ def status(
 
 @app.command()
 def diff(
-    target: Annotated[
-        str, typer.Argument(metavar="MODEL_DIR|MODEL_TYPE", help="Whose code.", show_default=False)
-    ],
+    target: Annotated[str, typer.Argument(metavar="MODEL", help=f"{A_MODEL}.", show_default=False)],
     site: Annotated[
         str,
-        typer.Argument(help="Only sites whose name contains this, such as DecoderLayer."),
+        typer.Argument(
+            help="Only sites whose name contains this, such as DecoderLayer. (default: every site)"
+        ),
     ] = "",
     include: Annotated[
-        str, typer.Option(help="Kernel ids and ops, separated by commas; every op by default.")
+        str, typer.Option(help="Kernel ids and ops, separated by commas. (default: every op)")
     ] = "",
 ) -> None:
     """What becomes of a model's code: the unified diff of every function that is rewritten."""
@@ -131,28 +151,41 @@ def diff(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Versions, devices, sites that are missing and why, foreign patches; exit 1 where one is."""
+    """What is installed, what works with it, sites that are missing, patches by others.
+
+    The exit status is 1 where torch, transformers or a site that a table expects is missing.
+    """
     from hf_kernel_patch.cli.doctor import examine
 
     with mistakes_told():
         found = examine()
     skipped = [row for row in found["tables"] if row["reason"]]
+    failed = int(bool(skipped or found["problems"]))
     if as_json:
         print_json(found)
-        raise typer.Exit(int(bool(skipped)))
+        raise typer.Exit(failed)
     print_table(("package", "version"), [(k, v or "-") for k, v in found["versions"].items()])
     print_table(
         ("device", "name", "in use"),
         [(one["device"], one["name"], "yes" if one["current"] else "") for one in found["devices"]],
     )
-    typer.echo(
-        f"tables: {len(found['tables'])} rows, {len(skipped)} would be skipped; "
-        f"foreign patches: {len(found['foreign'])}"
+    kernels = found["kernels"]
+    print_lines(
+        f"kernels: {len(kernels['available'])} of {len(kernels['all'])} can run here, as "
+        "hf-kernel-patch list shows; auto takes "
+        + (", ".join(kernels["default"]) or "none on this device"),
+        *found["problems"],
     )
-    for row in skipped:
-        typer.echo(f"  skipped {row['site']}: {row['reason']}")
-    for one in found["foreign"]:
-        typer.echo(f"  foreign {one['site']} is {one['by']}: {one['effect']}")
+    if not found["problems"]:
+        print_lines(
+            f"tables: {len(found['tables'])} rows, {len(skipped)} would be skipped; "
+            f"foreign patches: {len(found['foreign'])}",
+            *(f"  skipped {row['site']}: {row['reason']}" for row in skipped),
+            *(
+                f"  foreign {one['site']} is {one['by']}: {one['effect']}"
+                for one in found["foreign"]
+            ),
+        )
     if found["newer"]:
-        typer.echo(found["newer"])
-    raise typer.Exit(int(bool(skipped)))
+        print_lines(found["newer"])
+    raise typer.Exit(failed)

@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_kernel_patch.cli.commands.app import app, mistakes_told
+from hf_kernel_patch.cli.commands.choice import (
+    Backend,
+    Config,
+    Exclude,
+    Include,
+    Models,
+    Options,
+    given,
+)
+from hf_kernel_patch.errors import cut
+
+if TYPE_CHECKING:
+    from hf_kernel_patch.settings import KernelConfig
 
 
 @app.command(
@@ -24,24 +37,52 @@ def run(
             show_default=False,
         ),
     ],
-    include: Annotated[
-        str | None, typer.Option(help="auto, or kernel ids and ops, separated by commas.")
+    include: Include = None,
+    exclude: Exclude = None,
+    models: Models = None,
+    backend: Backend = None,
+    options: Options = None,
+    config: Config = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Raise where a row of a table fails. (default: HF_KERNEL_PATCH_STRICT, else warn)",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what was patched, and the counts of served calls and fallbacks, to this "
+            "JSON file at exit; other processes write beside it. (default: no report)",
+            show_default=False,
+        ),
     ] = None,
-    models: Annotated[str | None, typer.Option(help="all, or names of architectures.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, torch, triton or npu.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Raise where a row fails.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            help="Show on stderr what is patched. (default: HF_KERNEL_PATCH_LOG, else silent)",
+        ),
+    ] = False,
 ) -> None:
     """Run an unmodified script or module patched, and every Python that it starts."""
+    from hf_kernel_patch import settings
     from hf_kernel_patch.cli import autopatch
 
-    options = {"include": include, "models": models, "backend": backend}
-    given = {name: value for name, value in options.items() if value is not None}
+    chosen = given(
+        include=include, exclude=exclude, models=models, backend=backend, options=options
+    )
     if strict:
-        given["strict"] = "1"
+        chosen["strict"] = "1"
     with mistakes_told():
         _check_program(arguments)
-        _check_choice(given)
-    autopatch.execute(arguments, given)
+        said = settings.variables_for(_check_choice(chosen, config), chosen)
+        if report is not None:
+            said |= {"report": _report_file(report), "count": "1"}
+    if verbose:
+        said["log"] = "info"
+    autopatch.execute(arguments, said)
 
 
 @app.command()
@@ -85,19 +126,45 @@ def _check_program(arguments: list[str]) -> None:
         if len(arguments) < 2:
             raise ValueError("-m needs the name of a module")
     elif first.startswith("-"):
-        raise ValueError(f"no such option: {first}; options of the script go after its name")
+        raise ValueError(f"no such option: {cut(first)}; options of the script go after its name")
     elif not os.path.exists(first):
         command = shutil.which(first)
         hint = f"; for the command of that name write {command}" if command else ""
-        raise ValueError(f"no such file: {first}{hint}")
+        raise ValueError(f"no such file: {cut(first)}{hint}")
 
 
-def _check_choice(given: dict[str, Any]) -> None:
-    """Raise here, before the program starts, what patching in it would raise."""
-    from hf_kernel_patch import settings
-    from hf_kernel_patch.patching.block import patched
+def _check_choice(chosen: dict[str, str], file: Path | None) -> KernelConfig | None:
+    """Raise here, before the program starts, what patching in it would raise.
 
-    wanted = settings.resolve(**given)
+    Returns what the file says. That nothing will be patched is told, and no mistake.
+    """
+    from hf_kernel_patch import registry, settings
+    from hf_kernel_patch.patching.choosing import choose, load_kernel_config, why_nothing
+
+    config = None if file is None else load_kernel_config(file)
+    wanted = settings.resolve(config, **chosen)
     # Whether "auto" finds something is no error, and finding out would import torch.
     idle = wanted.include == "auto" and wanted.backend == "auto"
-    patched(**{**given, "include": None} if idle else given)
+    choose(config, **{**chosen, "include": None} if idle else chosen)
+    registry.check_options(wanted.options)
+    if wanted.include is None:
+        typer.echo(
+            f"hf-kernel-patch: nothing is patched: {why_nothing(wanted.why_nothing)}", err=True
+        )
+    return config
+
+
+def _report_file(report: Path) -> str:
+    """The whole path of the report; OSError where it cannot be written.
+
+    A report of an earlier run is removed: this one may be killed before it writes its own.
+    """
+    whole = report.absolute()
+    if whole.is_dir() or not whole.parent.is_dir():
+        raise FileNotFoundError(
+            f"--report: {cut(str(whole))} is not a file in a folder that exists"
+        )
+    if not os.access(whole.parent, os.W_OK):
+        raise PermissionError(f"--report: the folder {cut(str(whole.parent))} cannot be written")
+    whole.unlink(missing_ok=True)
+    return str(whole)
