@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from functools import cache
 from importlib.metadata import entry_points
@@ -55,6 +54,8 @@ def _has_no_accelerator() -> bool:
 
 
 def _has_cuda_driver() -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

@@ -126,6 +126,15 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Shows on stderr, if that is a terminal, that something takes its time."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(title):
+        yield
+
+
 def _console() -> Any:
     from rich.console import Console
 

@@ -25,6 +25,7 @@ from hf_kernel_patch.cli.printing import (
     print_table,
     progress_bar,
     terminal_width,
+    waiting,
 )
 
 A_MODEL = "A saved model's folder, a model type, or a name on the Hub that is in the local cache"
@@ -157,7 +158,7 @@ def doctor(as_json: Json = False) -> None:
     """
     from hf_kernel_patch.cli.doctor import examine
 
-    with mistakes_told():
+    with mistakes_told(), waiting("Importing what the tables describe"):
         found = examine()
     skipped = [row for row in found["tables"] if row["reason"]]
     failed = int(bool(skipped or found["problems"]))
