@@ -191,6 +191,10 @@ def apply_default_kernels(
         include_kernels = "auto"
     wanted, kernels = choose(config, include_kernels=include_kernels, options=options)
     named = isinstance(wanted.include, tuple)
+    if not kernels:
+        model_patch.require_model(model)
+        why = why_nothing(wanted.why_nothing)
+        log.tell("one %s: nothing patched: %s", type(model).__name__, why)
     return _apply(model, kernels, named, wanted.models, wanted.options)
 
 

@@ -28,7 +28,17 @@ class KernelPatchWarning(UserWarning):
 
 
 #: Packages that call this one, or are called by it, on behalf of a user's line.
-BETWEEN = {"hf_kernel_patch", "wrapt", "transformers", "torch", "accelerate", "peft", "trl"}
+BETWEEN = {
+    "hf_kernel_patch",
+    "wrapt",
+    "transformers",
+    "torch",
+    "accelerate",
+    "peft",
+    "trl",
+    "lightning",
+    "pytorch_lightning",
+}
 
 
 def warn(message: str, category: type[Warning] = KernelPatchWarning) -> None:

@@ -112,8 +112,10 @@ def _keep(file: Path, found: dict[str, Family]) -> None:
 
 
 def _key() -> str:
-    """What the answer depends on: versions, and the code that knows code."""
-    here = Path(str(importlib.import_module(recognition.__name__).__file__)).parent
-    files = sorted(here.rglob("*.py"))
-    seen = [str(versions()), *(f"{one.name} {one.stat().st_mtime_ns}" for one in files)]
+    """What the answer depends on: versions, the code that knows code, and the code it looks at."""
+    ours = Path(str(importlib.import_module(recognition.__name__).__file__)).parent
+    tables = Path(str(importlib.import_module(models.__name__).__file__)).parent
+    files = sorted([*ours.rglob("*.py"), *tables.rglob("*.py")])
+    files += [models.file_of(one) for family in models.families().values() for one in family]
+    seen = [str(versions()), *(f"{one} {one.stat().st_mtime_ns}" for one in files)]
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]

@@ -67,17 +67,18 @@ def architecture_of(model: str) -> str:
     config = config or _cached_config(model)
     if config is None:
         raise _not_found(model)
+    where = cut(str(config))
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except RecursionError:
-        raise ValueError(f"{config} is nested too deeply to be read") from None
+        raise ValueError(f"{where} is nested too deeply to be read") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} names no model_type: {shown(error)}") from None
+        raise ValueError(f"{where} names no model_type: {shown(error)}") from None
     if not isinstance(name, str):
-        raise ValueError(f"{config}: model_type is a name, not {shown(name)}")
+        raise ValueError(f"{where}: model_type is a name, not {shown(name)}")
     found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
     if found is None and not models.find_modules(name):
-        raise unknown(f"model type (of {config})", name, {*known, *models.families()})
+        raise unknown(f"model type (of {where})", name, {*known, *models.families()})
     return found or name
 
 

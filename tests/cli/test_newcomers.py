@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 import hf_kernel_patch
-from hf_kernel_patch import devices, registry
-from hf_kernel_patch.cli import doctor, printing
+from hf_kernel_patch import devices, models, registry
+from hf_kernel_patch.cli import doctor, families, printing
 from hf_kernel_patch.cli.commands import app
 from tests.cli.commands import invoke
 from tests.support.probes import NORM, ROPE, run_python
@@ -284,3 +284,16 @@ def test_torch_s_files_say_whether_there_can_be_an_accelerator(
     assert devices._has_no_accelerator() is none
     monkeypatch.setattr(devices, "entry_points", lambda group: ("another backend",))
     assert not devices._has_no_accelerator()
+
+
+def test_what_was_found_in_families_is_looked_for_anew_where_their_code_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "modeling_mine.py"
+    file.touch()
+    monkeypatch.setattr(models, "families", lambda: {"mine": ("transformers.models.mine",)})
+    monkeypatch.setattr(models, "file_of", lambda module: file)
+    before = families._key()
+    assert families._key() == before
+    os.utime(file, ns=(1, 1))
+    assert families._key() != before

@@ -95,6 +95,14 @@ def test_every_way_of_patching_shows_its_line(caplog: pytest.LogCaptureFixture) 
     assert messages(caplog) == [PATCHED]
 
 
+def test_a_model_that_is_left_as_it_is_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = tiny_model("llama")
+    hf_kernel_patch.apply_default_kernels(model, config={"learning_rate": 1e-4}, verbose=True)
+    hf_kernel_patch.apply_default_kernels(model, None, verbose=True)
+    whys = ["the mapping has no kernel_config", "no kernel is chosen"]
+    assert messages(caplog) == [f"one LlamaForCausalLM: nothing patched: {why}" for why in whys]
+
+
 def said(capsys: pytest.CaptureFixture[str], verbose: bool) -> str:
     """What a patch says on stderr."""
     modelling("llama")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_kernel_patch import api, settings
-from hf_kernel_patch.errors import cut, shown
+from hf_kernel_patch.errors import cut
 from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 
 #: The rows of the patch that was made at the start: they stay, also if the program ends it.
@@ -55,5 +55,10 @@ def _report() -> dict[str, Any]:
         "program": [cut(argument) for argument in sys.argv],
         "pid": os.getpid(),
         "rank": settings.rank(),
-        "error": f"{type(error).__name__}: {shown(str(error))}" if error is not None else None,
+        "error": _named(error) if error is not None else None,
     }
+
+
+def _named(error: BaseException) -> str:
+    name, text = type(error).__name__, cut(str(error))
+    return f"{name}: {text}" if text else name
