@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
@@ -131,7 +131,8 @@ def waiting(title: str) -> Iterator[None]:
     """Shows on stderr, if that is a terminal, that something takes its time."""
     from rich.console import Console
 
-    with Console(stderr=True).status(title):
+    console = Console(stderr=True)
+    with console.status(title) if console.is_terminal else nullcontext():
         yield
 
 
