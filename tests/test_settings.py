@@ -58,6 +58,14 @@ def test_an_argument_of_none_wins_over_the_environment(monkeypatch: pytest.Monke
     assert resolve(KernelConfig(include=NORM), include=None).include is None
 
 
+def test_exclude_comes_from_an_argument_the_variable_or_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert resolve(KernelConfig(exclude="moe")).exclude == ("moe",)
+    monkeypatch.setenv("HF_KERNEL_PATCH_EXCLUDE", "rope, *.LlamaMLP.forward")
+    assert resolve(KernelConfig(exclude="moe")).exclude == ("rope", "*.LlamaMLP.forward")
+
+
 def test_exclude_may_be_repeated_or_none() -> None:
     assert resolve(exclude=("moe", "rope", "moe")).exclude == ("moe", "rope")
     assert resolve(exclude=None).exclude == ()

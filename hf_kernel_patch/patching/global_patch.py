@@ -12,7 +12,9 @@ from hf_kernel_patch.errors import KernelPatchError, listed, warn
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.models import Architecture, SiteSpec
 from hf_kernel_patch.patching import log, watching
+from hf_kernel_patch.patching.bisection import tell_patched
 from hf_kernel_patch.patching.construction import modules_of_models
+from hf_kernel_patch.patching.exclusion import exclusion_of
 from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
 from hf_kernel_patch.patching.ledger import Attribute, ledger, undo_all
@@ -42,11 +44,15 @@ from hf_kernel_patch.settings import Settings
 
 @dataclass(eq=False)
 class _Considered:
-    """A site, the row that reports it, and whether a table expects it to be there."""
+    """A site, the row that reports it, and whether a table expects it to be there.
+
+    ``excluded`` sites are never patched by this request.
+    """
 
     spec: SiteSpec
     row: Row
     expected: bool
+    excluded: bool
 
 
 class Activation:
@@ -59,6 +65,7 @@ class Activation:
         self.rows: list[Row] = []
         self._held: list[tuple[Record, Holder]] = []
         self._selection = models.select(settings.models)
+        self._exclusion = exclusion_of(settings)
         self._sites: dict[str, list[_Considered]] = {}
         self._looked_at: set[str] = set()
         self._complaints: list[str] = []
@@ -73,6 +80,8 @@ class Activation:
                     self._consider(architecture)
                 self._cover(self._modules())
                 self._check_kernels()
+                if self.kernels:
+                    self._complaints += self._exclusion.complaints(None, self._selection)
                 self._speak()
                 if self.kernels:
                     watching.begin(self)
@@ -165,8 +174,11 @@ class Activation:
         if kernel is None:
             return
         row = Row(architecture, spec.name, kernel.op, kernel.kernel_id, Outcome.PENDING)
+        if reason := self._exclusion.why(spec.name):
+            row.outcome, row.reason = Outcome.SKIPPED, reason
         self.rows.append(row)
-        self._sites.setdefault(spec.module, []).append(_Considered(spec, row, expected))
+        site = _Considered(spec, row, expected, excluded=bool(reason))
+        self._sites.setdefault(spec.module, []).append(site)
         if expected:
             self._ops.add(kernel.op)
 
@@ -179,7 +191,8 @@ class Activation:
         for name in modules:
             if self._selection.discovers(name):
                 self._discover(name)
-        for site in [site for name in modules for site in self._sites.get(name, [])]:
+        considered = [site for name in modules for site in self._sites.get(name, [])]
+        for site in [one for one in considered if not one.excluded]:
             found, row = site.spec.near or locate(site.spec), site.row
             if not isinstance(found, str):
                 if not self._is_new(row, *found):
@@ -195,6 +208,7 @@ class Activation:
                 continue
             owner, name, value = found
             row.outcome, row.reason = Outcome.PATCHED, ""
+            tell_patched(row.site)
             taken.append(site)
             record = record_of(value, owner)
             if not isinstance(owner, type):
@@ -204,7 +218,8 @@ class Activation:
                 classes[owner] = record, row
         if functions:
             for module, name, held in globals_holding(functions):
-                functions[id(held)].hold(Attribute(module, name))
+                if not self._exclusion.why(f"{module.__name__}.{name}"):  # an alias may be
+                    functions[id(held)].hold(Attribute(module, name))
         if classes:
             self._reach_instances(classes)
         self._look_at(taken)
@@ -265,7 +280,7 @@ class Activation:
     def _look_at(self, sites: list[_Considered]) -> None:
         classes: dict[type, tuple[Record, Row]] = {}
         for site in sites:
-            if not is_imported(site.spec.module):
+            if site.excluded or not is_imported(site.spec.module):
                 continue
             row, records = site.row, self._records(site.row)
             found = site.spec.near or locate(site.spec)

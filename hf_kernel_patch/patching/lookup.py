@@ -124,6 +124,19 @@ def is_plain_bound(value: object, instance: nn.Module, original: object) -> bool
     )
 
 
+#: Modules whose wrappers call what they wrap: accelerate's forward for mixed precision.
+_CALLING_THROUGH = {"accelerate.utils.operations", "torch.amp.autocast_mode"}
+
+
+def called_through(value: Any) -> Any:
+    """The function that a forward calls in the end, where wrappers for mixed precision are it."""
+    value = getattr(value, "__func__", value)
+    # By its globals, since wrappers take over the name and the module of what they wrap.
+    home = getattr(value, "__globals__", {}).get("__name__") or type(value).__module__
+    inner = getattr(value, "__wrapped__", None)
+    return value if inner is None or home not in _CALLING_THROUGH else called_through(inner)
+
+
 def describe(value: object) -> str:
     """Where a function comes from, for a message."""
     function = innermost(getattr(value, "__func__", getattr(value, "func", value)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from hf_kernel_patch.errors import cut, listed, shown, warn
 from hf_kernel_patch.kernels import Kernel, provide
 from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching import log
+from hf_kernel_patch.patching.bisection import tell_patched
 from hf_kernel_patch.patching.construction import modules_of
+from hf_kernel_patch.patching.exclusion import Exclusion
 from hf_kernel_patch.patching.ledger import Entry, Slot, ledger, undo_all
 from hf_kernel_patch.patching.lookup import calls_by_name, exists_here, locate
 from hf_kernel_patch.patching.modules import Module, Wish, module_patch
@@ -41,12 +44,17 @@ class Application:
         explicit: bool,
         tables: str | tuple[str, ...] = "all",
         options: Options = (),
+        exclusion: Exclusion | None = None,
     ):
         self.kernels = kernels
+        self._exclusion = exclusion or Exclusion()
         self._options = options
         self._selection = models.select(tables)
         self.explicit = explicit
         self.rows: dict[SiteSpec, Row] = {}
+        #: The rows of sites that are excluded, and the names of all sites of the model.
+        self.excluded: set[SiteSpec] = set()
+        self._sites: set[str] = set()
         #: Why the original runs from the beginning, by site.
         self._fallbacks: dict[SiteSpec, str] = {}
         self.modules: list[Module] = []
@@ -60,7 +68,7 @@ class Application:
         located = [
             (architecture, spec, found)
             for architecture, spec in [*self._in_tables(), *self._discovered(model)]
-            if known()[spec.code].op in self.kernels
+            if self._exclusion.patterns or known()[spec.code].op in self.kernels
             if not isinstance(found := locate(spec), str)
         ]
         for module in list(model.modules()):
@@ -93,6 +101,16 @@ class Application:
             if self._selection.discovers(name)
             for spec in models.discovered(name)
         ]
+
+    def _row(self, architecture: str, spec: SiteSpec, kernel: Kernel) -> Row:
+        """The row of a site, which is made at its first module."""
+        row = Row(architecture, spec.name, kernel.op, kernel.kernel_id, Outcome.PATCHED)
+        row.scope = "model"
+        return self.rows.setdefault(spec, row)
+
+    def unmatched(self) -> list[str]:
+        """A complaint of each pattern to exclude that no site of the model matches."""
+        return self._exclusion.complaints(self._sites, self._selection)
 
     def look(self) -> None:
         """Make the rows say what is true now."""
@@ -166,18 +184,18 @@ class Application:
     ) -> None:
         """Put a kernel in force on one module and count it in the site's row."""
         architecture, spec = site
-        kernel = self.kernels[known()[spec.code].op]
-        row = self.rows.setdefault(
-            spec,
-            Row(
-                architecture,
-                spec.name,
-                kernel.op,
-                kernel.kernel_id,
-                Outcome.PATCHED,
-                scope="model",
-            ),
-        )
+        sites = [spec, *([_caller(module, spec)] if called else ())]
+        self._sites |= {one.name for one in sites}
+        kernel = self.kernels.get(known()[spec.code].op)
+        if kernel is None:
+            return
+        for one in sites:
+            if excluded := self._exclusion.why(one.name):
+                row = self._row(architecture, one, kernel)
+                row.outcome, row.reason = Outcome.SKIPPED, excluded
+                self.excluded.add(one)
+                return
+        row = self._row(architecture, spec, kernel)
         options = options_of(kernel, self._options)
         asked = request(spec.code, kernel, self.explicit, options, called)
         patch = module_patch(module)
@@ -187,6 +205,7 @@ class Application:
             row.outcome, row.reason = Outcome.SKIPPED, reason
             return
         patch.add(Wish(method, asked, row, self))
+        tell_patched(row.site)
         if patch not in self.modules:
             self.modules.append(patch)
         row.code, row.original = spec.code, source_hash(patch.original(method))
@@ -194,6 +213,12 @@ class Application:
         row.instances = (row.instances or 0) + 1
         if not self.explicit and not self._fallbacks.get(spec):
             self._fallbacks[spec] = known()[spec.code].why_fallback(module)
+
+
+def _caller(module: nn.Module, spec: SiteSpec) -> SiteSpec:
+    """The module's forward, which is rewritten where it calls the function of a site."""
+    kind = root_of(type(module))
+    return replace(spec, module=kind.__module__, qualname=f"{kind.__qualname__}.forward")
 
 
 def _diff(reference: weakref.ref[Module], method: str) -> str:
@@ -218,13 +243,14 @@ def patch_model(
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
     options: Options = (),
+    exclusion: Exclusion | None = None,
 ) -> Any:
     """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
     require_model(model)
     with ledger.lock:
         for gone in [one for one in applications if not one.alive()]:
             gone.release()
-        application = Application(model, kernels, explicit, tables, options)
+        application = Application(model, kernels, explicit, tables, options, exclusion)
         try:
             application.apply()
         except BaseException:
@@ -233,11 +259,16 @@ def patch_model(
         if application.alive():
             applications.append(application)
     rows = list(application.rows.values())
-    found = {row.op for row in rows if row.outcome != Outcome.SKIPPED}
+    excluded = application.excluded
+    found = {
+        row.op
+        for spec, row in application.rows.items()
+        if row.outcome != Outcome.SKIPPED or spec in excluded
+    }
     complaints = [
         f"{row.site}: {row.reason}"
         for spec, row in application.rows.items()
-        if row.outcome != Outcome.PATCHED and not spec.near
+        if row.outcome != Outcome.PATCHED and not spec.near and spec not in excluded
     ]
     if explicit:
         complaints += [
@@ -245,6 +276,7 @@ def patch_model(
             for op, kernel in kernels.items()
             if op not in found
         ]
+    complaints += application.unmatched()
     if complaints:
         warn(listed(complaints, "\n"))
     log.tell("one %s: %s", type(model).__name__, PatchReport(rows).summary())

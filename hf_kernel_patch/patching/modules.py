@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_kernel_patch.patching.ledger import Attribute, ClassOf, Entry, ledger
-from hf_kernel_patch.patching.lookup import describe, is_plain_bound
+from hf_kernel_patch.patching.lookup import called_through, describe, is_plain_bound
 from hf_kernel_patch.patching.records import Record, bound_to, changed, requests_on
 from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
@@ -124,7 +124,8 @@ class Module:
     def state(self, wish: Wish, reason: str) -> tuple[Outcome, str]:
         """The outcome of a wish now, and the reason for it; ``reason`` is what it has already."""
         module = self.module
-        if wish.method == "forward" and (owned := self._foreign_forward()) is not None:
+        owned = self._foreign_forward() if wish.method == "forward" else None
+        if owned is not None and not self._is_called_by(owned):
             return (
                 Outcome.SHADOWED,
                 f"a module owns a forward ({describe(owned)}) and is not reached",
@@ -147,6 +148,11 @@ class Module:
         """The forward that the module owns, where it is none of ours; what hooks keep, if any."""
         owned = vars(self.module).get("_old_forward", vars(self.module).get("forward"))
         return None if self._is_ours(owned) else owned
+
+    def _is_called_by(self, owned: object) -> bool:
+        """Whether a forward that was put there for mixed precision calls ours."""
+        made = self.composed.get("forward")
+        return made is not None and called_through(owned) is made.function
 
     def _is_left(self, method: str) -> bool:
         """Whether a layer stays in its class, since what it owns may call the class's forward.

@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from hf_kernel_patch.kernels import broken_entry_points
 from hf_kernel_patch.recognition.outcome import REPLAYED, SERVED, CallOutcome, How
 from hf_kernel_patch.version import newer_than_tested, versions
 
@@ -150,6 +151,7 @@ class PatchReport:
             "note": self.note,
             "versions": versions(),
             "newer": newer_than_tested(),
+            "broken_entry_points": dict(broken_entry_points),
             "rows": [row.as_dict() for row in self.rows],
         }
 
@@ -169,6 +171,7 @@ class PatchReport:
             lines.append(
                 f"  {Outcome.PENDING:9}{architecture}, when it is imported: {', '.join(ops)}"
             )
+        lines += [f"  {one} gives no kernel: {why}" for one, why in broken_entry_points.items()]
         if note := newer_than_tested():
             lines.append(f"  {note}")
         return "\n".join(lines)

@@ -10,6 +10,8 @@ from hf_kernel_patch.settings.config import Config, KernelConfig, load_kernel_co
 from hf_kernel_patch.settings.environment import (
     PREFIX,
     VARIABLES,
+    bisected_environment,
+    bisection,
     cache_folder,
     child_environment,
     disabled,
@@ -21,6 +23,7 @@ from hf_kernel_patch.settings.environment import (
     rank,
     text_of,
     unknown_variables,
+    unpatched_environment,
     variable_of,
     variables_unset,
 )
@@ -45,6 +48,8 @@ __all__ = [
     "Names",
     "Options",
     "Settings",
+    "bisected_environment",
+    "bisection",
     "cache_folder",
     "child_environment",
     "disabled",
@@ -60,6 +65,7 @@ __all__ = [
     "resolve",
     "variables_unset",
     "unknown_variables",
+    "unpatched_environment",
     "variable_of",
     "variables_for",
 ]
@@ -69,8 +75,8 @@ __all__ = [
 class Settings:
     """One resolved request.
 
-    ``include`` is "auto", None (nothing) or a tuple of kernel ids and op names; ``models`` is "all"
-    or a tuple of architecture names.
+    ``include`` is "auto", None (nothing) or a tuple of kernel ids and op names; ``exclude`` is a
+    tuple of these and of patterns of sites; ``models`` is "all" or a tuple of architecture names.
     """
 
     include: str | tuple[str, ...] | None = "auto"

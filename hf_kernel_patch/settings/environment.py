@@ -13,7 +13,7 @@ from hf_kernel_patch.errors import cut, nearest, unknown
 from hf_kernel_patch.settings.values import read_boolean
 
 PREFIX = "HF_KERNEL_PATCH"
-#: Every variable that is read; the last two are set by ``run --report``.
+#: Every variable that is read; the last three are set by ``run --report`` and ``bisect``.
 VARIABLES = (
     PREFIX,
     *(
@@ -31,6 +31,7 @@ VARIABLES = (
             "CACHE",
             "REPORT",
             "REPORTER",
+            "BISECTION",
         )
     ),
 )
@@ -91,6 +92,22 @@ def variables_unset() -> Iterator[None]:
 def given_variables() -> list[str]:
     """The HF_KERNEL_PATCH variables of the environment that are not empty."""
     return sorted(n for n, value in os.environ.items() if n.startswith(PREFIX) and value.strip())
+
+
+def bisected_environment(directory: str, options: Mapping[str, str], folder: str) -> dict[str, str]:
+    """As ``child_environment``, for a run of ``hf-kernel-patch bisect``."""
+    return {**child_environment(directory, options), f"{PREFIX}_BISECTION": folder}
+
+
+def unpatched_environment() -> dict[str, str]:
+    """A copy of the environment for a child in which nothing is patched."""
+    return {**os.environ, f"{PREFIX}_DISABLE": "1"}
+
+
+def bisection() -> Path | None:
+    """The folder in which ``hf-kernel-patch bisect`` and the program that it runs meet, if any."""
+    given = os.environ.get(f"{PREFIX}_BISECTION", "").strip()
+    return Path(given) if given else None
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,8 @@ from tests.random_steps.worlds import FAMILIES, REAL, Pair, Violation
 from tests.support.scope import LAYERS, LOSS, MOE, NORM, ROPE, SWIGLU
 
 OPS = ("rms_norm", "rope", "swiglu", "add_rms_norm", "qk_norm_rope", "moe", "linear_cross_entropy")
+#: Patterns of sites that every family has.
+SITES = ("*RMSNorm.forward", "*.apply_rotary_pos_emb", "*DecoderLayer.forward", "transformers.*")
 IDS = (NORM, ROPE, SWIGLU, MOE, LOSS, "torch_fused_add_rmsnorm", "torch_fused_qk_norm_rope")
 
 
@@ -33,7 +35,7 @@ def arguments(random: Random) -> dict[str, Any]:
     )
     chosen: dict[str, Any] = {"include": include, "backend": "torch"}
     if random.random() < 0.2:
-        chosen["exclude"] = random.choice(OPS)
+        chosen["exclude"] = random.choice((*OPS, *SITES))
     if random.random() < 0.7:
         chosen["models"] = random.sample(FAMILIES, random.randint(1, 3))
     if random.random() < 0.3:
