@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType
+from importlib import metadata
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hf_kernel_patch import devices
-from hf_kernel_patch.errors import cut, shown
+from hf_kernel_patch.errors import cut, shown, warn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,3 +194,32 @@ def register_kernel(cls: K) -> K:
     for code in (*cls.code, *cls.forms):
         _above["register_code"](code)
     return cls
+
+
+#: The group of entry points by which other packages name their kernels.
+GROUP = "hf_kernel_patch.kernels"
+#: Entry points of this group that gave no kernel -> the reason.
+broken_entry_points: dict[str, str] = {}
+
+
+def register_installed() -> None:
+    """Register the kernels of installed packages; warns of each entry point that gives none."""
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            _register(entry.load())
+        except (Exception, SystemExit) as error:  # one package is no reason to lose the others
+            package = f" of the package {entry.dist.name}" if entry.dist else ""
+            named = f"the entry point {shown(f'{entry.name} = {entry.value}')}{package}"
+            reason = cut(f"{type(error).__name__}: {error}")
+            broken_entry_points[named] = reason
+            warn(f"{named} gives no kernel: {reason}")
+
+
+def _register(value: object) -> None:
+    """What an entry point names: a kernel, or a module that has registered some at its import."""
+    if not isinstance(value, ModuleType):
+        register_kernel(value)  # type: ignore[type-var]
+        return
+    package = value.__name__.partition(".")[0]
+    if all(one.__module__.partition(".")[0] != package for one in list(registered.values())):
+        raise TypeError(f"the module {value.__name__} registers no kernel")

@@ -13,7 +13,13 @@ from typing import Any
 from hf_kernel_patch import devices
 from hf_kernel_patch import ops as ops_folder
 from hf_kernel_patch.errors import KernelUnavailableError, cut, listed, shown, unknown
-from hf_kernel_patch.kernels import BaseKernel, Kernel, registered
+from hf_kernel_patch.kernels import (
+    BaseKernel,
+    Kernel,
+    broken_entry_points,
+    register_installed,
+    registered,
+)
 
 #: Options beyond it are as good as infinite: an op that multiplies them would overflow.
 HUGE = 1e300
@@ -52,8 +58,9 @@ class Scan:
 
 
 def kernels() -> dict[str, Kernel]:
-    """Every registered kernel by id; the first call scans ``ops/``."""
+    """Every registered kernel by id; the first call looks into ``ops/`` and installed packages."""
     _scan()
+    _installed()
     return registered
 
 
@@ -64,6 +71,7 @@ def _import_ops() -> None:
 
 
 _scan = Scan(_import_ops)
+_installed = Scan(register_installed)
 
 
 def _every() -> list[Kernel]:
@@ -121,7 +129,7 @@ def require(names: Iterable[str], source: str = "") -> None:
     """ValueError for the first name that is no kernel's id and no op; it names the ``source``."""
     for name in names:
         if name not in kernels() and name not in ops():
-            raise unknown("kernel id or op", name, {*kernels(), *ops()}, source)
+            raise _unknown(name, source)
 
 
 def select(
@@ -138,7 +146,10 @@ def select(
     given = sources or {}
     if isinstance(include, tuple):
         require(include, given.get("include", ""))
-    require(exclude, given.get("exclude", ""))
+    for name in exclude:
+        if name not in kernels() and name not in ops() and not _is_pattern(name):
+            error = _unknown(name, given.get("exclude", ""))
+            raise ValueError(f"{error}. Sites are written as '*.LlamaMLP.forward'")
     if backend not in backends():
         raise unknown("backend", backend, backends(), given.get("backend", ""))
     if include is None:
@@ -163,6 +174,31 @@ def select(
     }
 
 
+def site_patterns(exclude: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names that mean sites, and neither a kernel nor an op."""
+    return tuple(
+        name
+        for name in exclude
+        if _is_pattern(name) and name not in kernels() and name not in ops()
+    )
+
+
+def _is_pattern(name: str) -> bool:
+    """Whether a name may mean sites: theirs have dots, and patterns may have wildcards."""
+    return any(character in name for character in ".*?[")
+
+
+def unknown_kernel(kind: str, name: str, known: Iterable[str], source: str = "") -> ValueError:
+    """As ``unknown``; an entry point that could not be loaded may have been meant to give it."""
+    error = unknown(kind, name, known, source)
+    broken = [f"{named}: {why}" for named, why in broken_entry_points.items()]
+    return ValueError(f"{error}. Not loaded: {'; '.join(broken[:3])}") if broken else error
+
+
+def _unknown(name: str, source: str = "") -> ValueError:
+    return unknown_kernel("kernel id or op", name, {*kernels(), *ops()}, source)
+
+
 def check_options(given: Iterable[tuple[str, str, object]]) -> None:
     """ValueError for an option that no kernel takes, whichever kernels are chosen."""
     for owner, option, value in given:
@@ -182,7 +218,7 @@ def options_of(kernel: Kernel, given: Iterable[tuple[str, str, object]]) -> dict
             raise TypeError(f"the name of an option is a string, not {shown(option)}")
         owners = [k for k in _every() if owner in (k.op, k.kernel_id)]
         if not owners:
-            raise unknown("kernel id or op", owner, {*kernels(), *ops()}, "options")
+            raise _unknown(owner, "options")
         if kernel in owners:
             if option not in kernel.options:
                 raise unknown("option", option, kernel.options, f"options of {owner}")
