@@ -19,7 +19,8 @@ Include = Annotated[
 Exclude = Annotated[
     str | None,
     typer.Option(
-        help="Kernel ids and ops to leave out. (default: HF_KERNEL_PATCH_EXCLUDE, else none)",
+        help="Kernel ids, ops and sites such as '*.LlamaMLP.forward' to leave out. "
+        "(default: HF_KERNEL_PATCH_EXCLUDE, else none)",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The commands that run a program: run, demo."""
+"""The commands that run a program: run, bisect, demo."""
 
 from __future__ import annotations
 
@@ -83,6 +83,54 @@ def run(
     if verbose:
         said["log"] = "info"
     autopatch.execute(arguments, said)
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+)
+def bisect(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT ARGS",
+            help="A script, or -m and a module, with its arguments; 'python' before it may stand.",
+            show_default=False,
+        ),
+    ],
+    include: Include = None,
+    exclude: Exclude = None,
+    models: Models = None,
+    backend: Backend = None,
+    options: Options = None,
+    config: Config = None,
+    max_runs: Annotated[int, typer.Option(min=2, help="Stop after so many runs.")] = 100,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Seconds after which a run is stopped and counts as wrong. (default: no limit)",
+            show_default=False,
+        ),
+    ] = None,
+    show_output: Annotated[
+        bool, typer.Option("--show-output", help="Show all that the program prints.")
+    ] = False,
+) -> None:
+    """Find the sites that make a program fail, by running it with ever fewer of them patched.
+
+    The program ends with exit status 0 where its result is right, and with another where not.
+    """
+    from hf_kernel_patch import settings
+    from hf_kernel_patch.cli.bisect import bisect_program, without_python
+
+    chosen = given(
+        include=include, exclude=exclude, models=models, backend=backend, options=options
+    )
+    program = without_python(arguments)
+    with mistakes_told():
+        _check_program(program)
+        said = settings.variables_for(_check_choice(chosen, config), chosen)
+        typer.echo(str(bisect_program(program, said, max_runs, timeout, show_output)))
 
 
 @app.command()
