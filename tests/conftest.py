@@ -18,16 +18,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+#: The second is found by itself where the package is installed. A patch that a test leaves behind
+#: fails it: setup.cfg has the option.
+pytest_plugins = ["pytester", "hf_kernel_patch_pytest"]
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No variable of ours is set, and a patch that a test leaves behind fails it."""
+    """No variable of ours is set, and nothing stays in the ledger where no patch is in force."""
     for variable in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(variable)
     yield
-    left = hf_kernel_patch.status().rows
-    stacks = dict(ledger._stacks)
-    hf_kernel_patch.unpatch()
     hf_kernel_patch.count_calls(False)
-    assert not left, f"left patched: {left}"
-    assert not model_patch.applications
-    assert not stacks
+    if not hf_kernel_patch.status().rows:
+        stacks = dict(ledger._stacks)
+        hf_kernel_patch.unpatch()
+        assert not model_patch.applications
+        assert not stacks
