@@ -1,6 +1,7 @@
 """Fused kernels for Hugging Face models, put in place of the originals and taken back exactly."""
 
 import warnings
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import settings
@@ -15,6 +16,7 @@ from hf_kernel_patch.api import (
     status,
     unpatch,
 )
+from hf_kernel_patch.bisecting import Bisection, bisect
 from hf_kernel_patch.errors import (
     ForeignPatchError,
     KernelPatchError,
@@ -33,11 +35,14 @@ from hf_kernel_patch.recognition import register as register_code
 from hf_kernel_patch.version import __version__
 
 if TYPE_CHECKING:
-    from hf_kernel_patch.trainer import KernelPatchCallback
+    from hf_kernel_patch.integrations.auto import AutoModelForCausalLM
+    from hf_kernel_patch.integrations.trainer import KernelPatchCallback
 
 __all__ = [
     "Architecture",
+    "AutoModelForCausalLM",
     "BaseKernel",
+    "Bisection",
     "ForeignPatchError",
     "KernelPatchCallback",
     "KernelPatchError",
@@ -50,6 +55,7 @@ __all__ = [
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
+    "bisect",
     "capture_decoding",
     "count_calls",
     "get_available_kernels",
@@ -67,6 +73,12 @@ __all__ = [
 #: Names of the last release -> what took their place.
 _OLD = {"Form": "Leaf", "register_form": "register_code"}
 
+#: Names that are imported when somebody asks for them -> where they are.
+_NEEDING_TRANSFORMERS = {
+    "AutoModelForCausalLM": "hf_kernel_patch.integrations.auto",
+    "KernelPatchCallback": "hf_kernel_patch.integrations.trainer",
+}
+
 experts_interface.register()
 if not settings.in_command_line():  # which tells of a bad variable without a traceback
     for text in settings.unknown_variables():
@@ -82,10 +94,8 @@ if not settings.in_command_line():  # which tells of a bad variable without a tr
 if not TYPE_CHECKING:  # to a type checker a name that is not above is an error
 
     def __getattr__(name: str) -> Any:
-        if name == "KernelPatchCallback":  # needs transformers
-            from hf_kernel_patch.trainer import KernelPatchCallback
-
-            return KernelPatchCallback
+        if name in _NEEDING_TRANSFORMERS:
+            return resolve_name(f"{_NEEDING_TRANSFORMERS[name]}:{name}")
         if name in _OLD:
             warnings.warn(f"{name} is old: use {_OLD[name]}", DeprecationWarning, stacklevel=2)
             return globals()[_OLD[name]]

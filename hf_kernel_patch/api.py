@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import raise_if_blocked, shown, unknown
+from hf_kernel_patch.errors import raise_if_blocked, shown, warn
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import log, model_patch, watching
 from hf_kernel_patch.patching.choosing import (
@@ -15,6 +15,7 @@ from hf_kernel_patch.patching.choosing import (
     report_of,
     why_nothing,
 )
+from hf_kernel_patch.patching.exclusion import Exclusion, exclusion_of
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
@@ -56,7 +57,8 @@ def patch_transformers(
     Args:
         include: "auto" or True, the default kernels of this device; None or False, nothing;
             otherwise kernel ids and op names, as a comma-separated string or an iterable.
-        exclude: kernel ids and op names to leave out.
+        exclude: kernel ids, op names and sites to leave out: "*.LlamaMLP.forward", as the report
+            names them, with the wildcards of ``fnmatch``.
         models: "all", or model types such as "llama". Some have a table of what is expected in
             their code; the code of all others is looked for what is known.
         backend: "auto", or "torch", "triton" or "npu" to take kernels of that backend alone.
@@ -137,7 +139,8 @@ def apply_kernel(
     """Apply one kernel to one loaded model and return it; no other model changes.
 
     A kernel that finds no site in the model warns and returns it as it is. ``options`` are the
-    kernel's own, by name; ``verbose`` is as for ``patch_transformers``.
+    kernel's own, by name; ``verbose`` is as for ``patch_transformers``. Sites that
+    HF_KERNEL_PATCH_EXCLUDE names are left out.
 
     Raises:
         ValueError: the id or an option is unknown; the message has the near matches.
@@ -153,7 +156,7 @@ def apply_kernel(
             + f"; or call apply_default_kernels(model, {kernel_id!r})"
         )
     if kernel_id not in registry.kernels():
-        raise unknown("kernel id", kernel_id, registry.kernels())
+        raise registry.unknown_kernel("kernel id", kernel_id, registry.kernels())
     if not isinstance(options, (Mapping, type(None))):
         raise TypeError(
             "options of apply_kernel must map the kernel's options to values, such as "
@@ -162,13 +165,15 @@ def apply_kernel(
     if verbose:
         log.show()
     given = tuple((kernel_id, name, value) for name, value in (options or {}).items())
-    return _apply(model, registry.select((kernel_id,)), explicit=True, options=given)
+    left = exclusion_of(settings.resolve())
+    return _apply(model, registry.select((kernel_id,)), True, options=given, exclusion=left)
 
 
 def apply_default_kernels(
     model: M,
     include_kernels: Include = UNSET,
     *,
+    exclude: Names | None = UNSET,
     options: Options = UNSET,
     config: Config = None,
     verbose: bool = False,
@@ -179,6 +184,7 @@ def apply_default_kernels(
         model: a PreTrainedModel, or a module that wraps one.
         include_kernels: "auto" (the default) or True, this device's default kernels; None or
             False, nothing; otherwise ids, as a comma-separated string or an iterable.
+        exclude: as ``patch_transformers`` takes it.
         options: as ``patch_transformers`` takes them.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
         verbose: as for ``patch_transformers``.
@@ -189,13 +195,12 @@ def apply_default_kernels(
         log.show()
     if include_kernels is UNSET and config is None:
         include_kernels = "auto"
-    wanted, kernels = choose(config, include_kernels=include_kernels, options=options)
+    wanted, kernels = choose(
+        config, include_kernels=include_kernels, exclude=exclude, options=options
+    )
     named = isinstance(wanted.include, tuple)
-    if not kernels:
-        model_patch.require_model(model)
-        why = why_nothing(wanted.why_nothing)
-        log.tell("one %s: nothing patched: %s", type(model).__name__, why)
-    return _apply(model, kernels, named, wanted.models, wanted.options)
+    left = exclusion_of(wanted)
+    return _apply(model, kernels, named, wanted.models, wanted.options, left)
 
 
 def get_default_kernels() -> list[str]:
@@ -249,6 +254,7 @@ def _apply(
     explicit: bool,
     tables: str | tuple[str, ...] = "all",
     options: model_patch.Options = (),
+    exclusion: Exclusion | None = None,
 ) -> M:
     model_patch.require_model(model)
     if settings.disabled():
@@ -256,8 +262,13 @@ def _apply(
     own = {op: kernel for op, kernel in kernels.items() if registry.has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
-        model_patch.patch_model(model, shared, explicit, tables, options)
+        model_patch.patch_model(model, shared, explicit, tables, options, exclusion)
     for kernel in own.values():
+        if exclusion is not None and exclusion.patterns:
+            warn(
+                f"{kernel.kernel_id} patches the model in its own way: exclude of sites does not "
+                "reach it"
+            )
         with recorded(model, kernel):
             kernel.apply(model=model)
     return model

@@ -10,7 +10,7 @@ from typing import assert_type
 from transformers import LlamaForCausalLM
 
 import hf_kernel_patch
-from hf_kernel_patch import BaseKernel, KernelPatchCallback, PatchReport
+from hf_kernel_patch import BaseKernel, Bisection, KernelPatchCallback, PatchReport
 
 
 class OwnKernel(BaseKernel):
@@ -27,8 +27,10 @@ def right(model: LlamaForCausalLM) -> None:
     hf_kernel_patch.patch_transformers(None, config="training.yaml")
     assert_type(hf_kernel_patch.apply_kernel("own", model=model), LlamaForCausalLM)
     assert_type(hf_kernel_patch.apply_default_kernels(model), LlamaForCausalLM)
+    hf_kernel_patch.apply_default_kernels(model, exclude=["rope", "*.LlamaMLP.forward"])
     assert_type(OwnKernel.apply(model=model), LlamaForCausalLM)
-    KernelPatchCallback(include="auto")
+    KernelPatchCallback(include="auto", exclude="*.LlamaMLP.forward", report=True)
+    assert_type(hf_kernel_patch.bisect(lambda: True, "rope"), Bisection)
     with hf_kernel_patch.patched(True) as report:
         assert_type(report, PatchReport)
 
@@ -40,3 +42,4 @@ def wrong(model: LlamaForCausalLM) -> None:
     hf_kernel_patch.apply_kernel(5, model=model)  # type: ignore[arg-type]
     hf_kernel_patch.apply_kernel("own")  # type: ignore[call-arg]
     KernelPatchCallback(includes="auto")  # type: ignore[call-arg]
+    hf_kernel_patch.bisect("python train.py")  # type: ignore[arg-type]
