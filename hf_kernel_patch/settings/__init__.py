@@ -63,11 +63,11 @@ __all__ = [
     "read_include",
     "requested_by_environment",
     "resolve",
-    "variables_unset",
     "unknown_variables",
     "unpatched_environment",
     "variable_of",
     "variables_for",
+    "variables_unset",
 ]
 
 

@@ -11,7 +11,7 @@ import hf_kernel_patch
 
 ROOT = Path(hf_kernel_patch.__file__).parent
 #: What makes no rows, but commands, errors and values; the last holds a warning of transformers.
-ELSEWHERE = {"cli", "models", "settings.py", "errors.py", "trainer.py"}
+ELSEWHERE = {"cli", "models", "settings", "errors.py", "integrations", "bisecting.py"}
 ELSEWHERE |= {"experts_decoding.py"}
 #: Calls whose texts are errors and warnings of other kinds.
 ERRORS = {"AttributeError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"}
@@ -22,6 +22,9 @@ NONE = {
     "a finite number",
     "at most …",
     "hidden states",
+    "kernel id",
+    "kernel id or op",
+    "name in …",
     "self.num_experts + 1",
     "served by CUDA graphs",
     "served without CUDA graphs",

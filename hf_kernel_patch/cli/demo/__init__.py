@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_kernel_patch import devices, registry, settings
-from hf_kernel_patch.api import patched
 from hf_kernel_patch.cli.demo import models, picture, progress, telling, worker, workers
 from hf_kernel_patch.cli.demo.comparison import EAGER, PATCHED, Comparison, Measured
 from hf_kernel_patch.cli.demo.progress import Bar, Lines
@@ -18,6 +17,7 @@ from hf_kernel_patch.cli.demo.text import documentation
 from hf_kernel_patch.cli.demo.worker import Plan
 from hf_kernel_patch.errors import KernelPatchError, KernelUnavailableError, unknown
 from hf_kernel_patch.models import architectures
+from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.lookup import exists_here
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.recognition import known
