@@ -119,7 +119,7 @@ def select(names: str | tuple[str, ...], source: str = "") -> Selection:
     for name in names:
         if name not in architectures():
             if not (modules := find_modules(name)):
-                raise unknown("model", name, {*architectures(), *families()}, source)
+                raise unknown("model", name, {*architectures(), *families(), "peft"}, source)
             others |= set(modules)
     tables = [architectures()[name] for name in names if name in architectures()]
     return Selection(tuple(tables), frozenset(others))

@@ -9,6 +9,8 @@ from pathlib import Path
 PREFIX = "transformers.models."
 #: Where transformers puts the code that comes with a model's weights.
 REMOTE = "transformers_modules."
+#: Layers that go around those of any model; ``models="peft"`` names them.
+ADAPTERS = "peft.tuners.lora."
 
 
 @cache
@@ -26,11 +28,22 @@ def families() -> dict[str, tuple[str, ...]]:
     return dict(sorted(found.items()))
 
 
+def _adapters() -> tuple[str, ...]:
+    files = _package("peft").joinpath("tuners", "lora").glob("[!_]*.py")
+    return tuple(sorted(ADAPTERS + file.stem for file in files))
+
+
 @cache
 def _folder() -> Path:
-    spec = importlib.util.find_spec("transformers")
+    package = _package("transformers")
+    return package / "models" if package.name else package
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0], "models") if places else Path()
+    return Path(places[0]) if places else Path()
 
 
 def find_modules(model_type: str) -> tuple[str, ...]:
@@ -38,6 +51,8 @@ def find_modules(model_type: str) -> tuple[str, ...]:
 
     The one that is named after its folder is the first.
     """
+    if model_type == "peft":
+        return _adapters()
     folders = families()
     names = [model_type, model_type.replace("-", "_")]
     names += [name.removesuffix(part) for name in names for part in ("_text", "_vision", "_audio")]
@@ -64,8 +79,8 @@ def _folder_of(model_type: str) -> str:
 
 
 def is_modelling(module: str) -> bool:
-    """Whether a module of that name holds models: one of transformers, or remote code."""
-    if module.startswith(REMOTE):
+    """Whether a module of that name holds models: of transformers, remote code, or adapters."""
+    if module.startswith((REMOTE, ADAPTERS)):
         return True
     return module.startswith(PREFIX) and module.rpartition(".")[2].startswith("modeling_")
 
@@ -74,4 +89,4 @@ def family_of(module: str) -> str:
     """The name under which a module's sites are reported: its folder in transformers."""
     if module.startswith(PREFIX):
         return module.removeprefix(PREFIX).partition(".")[0]
-    return module
+    return "peft" if module.startswith(ADAPTERS) else module

@@ -16,6 +16,7 @@ from hf_kernel_patch.recognition.rules import (
     decoding,
     gated_product,
     head_loss,
+    lora,
     qk_norm_rope,
     residual_norm,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "gated_product",
     "head_loss",
     "known",
+    "lora",
     "norms",
     "qk_norm_rope",
     "register",

@@ -10,6 +10,7 @@ import pytest
 from tests.support.ops import (
     cases_add_rms_norm,
     cases_linear_cross_entropy,
+    cases_lora,
     cases_moe,
     cases_qk_norm_rope,
     cases_rms_norm,
@@ -33,6 +34,7 @@ TABLES: tuple[Any, ...] = (
     cases_swiglu,
     cases_moe,
     cases_linear_cross_entropy,
+    cases_lora,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 PLAIN: list[Case] = [case for table in TABLES for case in table.PLAIN]

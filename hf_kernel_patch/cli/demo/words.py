@@ -34,6 +34,10 @@ FUSED: dict[str, tuple[str, str]] = {
         "the head and its loss",
         "computed chunk by chunk: the logits never exist as a whole",
     ),
+    "lora": (
+        "a linear layer and its adapter",
+        "the adapter is added within its own product",
+    ),
     "decode_attention": (
         "a decoded token",
         "one CUDA graph from embedding to logits: hundreds of launches become one",
