@@ -199,6 +199,10 @@ def apply_default_kernels(
         config, include_kernels=include_kernels, exclude=exclude, options=options
     )
     named = isinstance(wanted.include, tuple)
+    if not kernels:
+        model_patch.require_model(model)
+        why = why_nothing(wanted.why_nothing)
+        log.tell("one %s: nothing patched: %s", type(model).__name__, why)
     left = exclusion_of(wanted)
     return _apply(model, kernels, named, wanted.models, wanted.options, left)
 
