@@ -90,12 +90,12 @@ def bisect(
     """Find the sites whose patch changes a result, by running a function again and again.
 
     It runs once without a patch, once with everything patched, and then with ever fewer sites,
-    until the smallest set is known that changes the result.
+    until the smallest set is known that changes the result. What is patched is chosen as for
+    ``patch_transformers``.
 
     Args:
         function: returns True where its result is right. It has to give the same at each call. An
             exception counts as wrong, unless it is raised without a patch, too.
-        include, exclude, models, backend, options, config: as ``patch_transformers`` takes them.
         max_runs: how often the function runs at most.
         progress: is called with a line for each run.
 

@@ -31,11 +31,10 @@ class KernelPatchCallback(TrainerCallback):
 
     Given to the Trainer when it is made, it patches then, before accelerate wraps the model's
     forward. What else is patched on the model stays. Where training ends in an exception,
-    ``unpatch(model)`` gives it back.
+    ``unpatch(model)`` gives it back. What is patched is chosen as for ``apply_default_kernels``,
+    and a wrong name raises here.
 
     Args:
-        include, exclude, options, config: as ``apply_default_kernels`` takes them. A wrong name
-            raises here.
         report: add to each entry of the Trainer's log, and so to TensorBoard and the like, the
             calls that kernels served and the fallbacks in the steps since the last entry
             (``kernel_calls_served``, ``kernel_calls_fallback``), and where the fused loss is used
