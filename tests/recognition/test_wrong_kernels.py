@@ -83,14 +83,16 @@ def right(name: str) -> dict[str, torch.Tensor]:
 def test_it_changes_the_loss_or_a_gradient(name: str, op: str) -> None:
     """Each of the calls does that are counted as served, by itself."""
     model, truth = build(name).train(), right(name)
-    with wrong(op) as kernel:
-        with hf_kernel_patch.patched(kernel.kernel_id, models=name, strict=True) as report:
-            assert largest_error(outputs_and_gradients(model), truth) > SEEN
-            assert served(report) == kernel.calls > 0
-            for call in range(kernel.calls):
-                kernel.calls, kernel.only = 0, call
-                found = outputs_and_gradients(model)
-                assert largest_error(found, truth) > SEEN, f"call {call}"
+    with (
+        wrong(op) as kernel,
+        hf_kernel_patch.patched(kernel.kernel_id, models=name, strict=True) as report,
+    ):
+        assert largest_error(outputs_and_gradients(model), truth) > SEEN
+        assert served(report) == kernel.calls > 0
+        for call in range(kernel.calls):
+            kernel.calls, kernel.only = 0, call
+            found = outputs_and_gradients(model)
+            assert largest_error(found, truth) > SEEN, f"call {call}"
 
 
 @pytest.mark.parametrize("scope", ["all models", "one model"])
