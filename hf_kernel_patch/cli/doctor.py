@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hf_kernel_patch import devices, models, registry
 from hf_kernel_patch.cli.preview import import_modelling
 from hf_kernel_patch.models import SiteSpec
+from hf_kernel_patch.ops._shared.collection import no_collection
 from hf_kernel_patch.patching.lookup import describe, exists_here, locate
 from hf_kernel_patch.recognition import known
 from hf_kernel_patch.recognition.source import innermost, original_of
@@ -25,7 +23,7 @@ NEEDED = {
 
 def examine() -> dict[str, Any]:
     """Versions, devices, kernels, every row of every table, and foreign patches, as plain data."""
-    with _no_collections():
+    with no_collection():  # what is imported stays: looking for garbage takes a seventh of the time
         problems = _problems()
         tables = [] if problems else rows()
     return {
@@ -45,18 +43,6 @@ def examine() -> dict[str, Any]:
             if row["foreign"]
         ],
     }
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """What is imported stays, and looking for garbage meanwhile takes a seventh of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _problems() -> list[str]:
