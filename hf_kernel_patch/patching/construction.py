@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from hf_kernel_patch.models import is_modelling
-from hf_kernel_patch.patching.imports import is_imported
 from hf_kernel_patch.patching.ledger import Attribute, Entry, ledger
 
 if TYPE_CHECKING:
     from torch import nn
 
-_BASE = "transformers.modeling_utils"
+#: Of the class that all models derive from.
+BASE = "transformers.modeling_utils"
 #: Their classes go around models or into them; they hold no models' code.
 _OTHERS = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "builtins"}
 
@@ -35,9 +35,9 @@ class ModelWatcher:
     def install(self) -> None:
         """Begin, or see all classes anew."""
         self._seen = WeakSet()
-        if self._entry is not None or not is_imported(_BASE):
+        base = _base()
+        if self._entry is not None or base is None:
             return
-        base: Any = sys.modules[_BASE].PreTrainedModel
         original = base.__init__
 
         @functools.wraps(original)
@@ -61,7 +61,7 @@ class ModelWatcher:
 
 def modules_of_models() -> list[str]:
     """The modules, outside of transformers too, that models could be built of now."""
-    base = getattr(sys.modules.get(_BASE), "PreTrainedModel", None)
+    base = _base()
     return [] if base is None else modules_of(_subclasses(base))
 
 
@@ -78,6 +78,11 @@ def modules_of(kinds: Iterable[type]) -> list[str]:
             layers = [one for one in list(vars(sys.modules[name]).values()) if _is_layer(one)]
             todo += [kind for one in layers for kind in one.__mro__]
     return list(found)
+
+
+def _base() -> Any:
+    """The class that all models derive from, once it is defined."""
+    return getattr(sys.modules.get(BASE), "PreTrainedModel", None)
 
 
 def _may_hold_models(module: str) -> bool:

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from hf_kernel_patch import models
-from hf_kernel_patch.patching.construction import ModelWatcher
+from hf_kernel_patch.patching.construction import BASE, ModelWatcher
 from hf_kernel_patch.patching.imports import ImportWatcher, wait_for_imports
 from hf_kernel_patch.patching.ledger import ledger
 
@@ -55,14 +55,20 @@ def end(activation: Active) -> None:
 
 
 def _wanted(module: str) -> bool:
-    return models.is_modelling(module) or any(
-        architecture.module == module for architecture in models.architectures().values()
+    return (
+        module == BASE
+        or models.is_modelling(module)
+        or any(architecture.module == module for architecture in models.architectures().values())
     )
 
 
 def _imported(module: ModuleType) -> None:
     """A module has run. If a strict patch refuses it, its import fails and it is not patched."""
     with ledger.lock:
+        if module.__name__ == BASE:  # before which no model could be watched
+            if active:
+                _models.install()
+            return
         done: list[Callable[[], None]] = []
         try:
             for activation in list(active):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import hf_kernel_patch
 from hf_kernel_patch import Architecture, KernelPatchError, KernelPatchWarning
 from hf_kernel_patch.models import architectures
-from tests.support.probes import LAYERS, MOE, NORM, ROPE, SWIGLU, logits, served
+from tests.support.probes import LAYERS, MOE, NORM, ROPE, SWIGLU, logits, run_python, served
 from tests.support.tiny import modelling, tiny_config
 
 NAME = "smollm3"
@@ -185,3 +186,37 @@ def test_a_kernel_without_a_site_raises_at_once_not_at_the_import() -> None:
     with pytest.raises(KernelPatchError, match=f"{MOE} found no site in {NAME}"):
         hf_kernel_patch.patch_transformers(MOE, models=NAME, strict=True)
     assert not is_ours(importlib.import_module(architectures()[NAME].module), PLACES[0])
+
+
+#: A patch comes first, then the import of transformers, then a class of one's own.
+FIRST_OF_ALL = """
+import hf_kernel_patch
+report = hf_kernel_patch.patch_transformers("torch_fused_swiglu")
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+class OwnMLP(nn.Module):
+    def forward(self, gate, up):
+        return nn.functional.silu(gate) * up
+
+class OwnModel(PreTrainedModel):
+    config_class = PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.mlp = OwnMLP()
+
+OwnModel(PretrainedConfig())
+assert [row.site for row in report.patched] == ["own_model.OwnMLP.forward"], report
+hf_kernel_patch.unpatch()
+assert not hasattr(OwnMLP.forward, "__hf_kernel_patch__")
+assert PreTrainedModel.__init__.__module__ == "transformers.modeling_utils"
+assert not hasattr(PreTrainedModel.__init__, "__wrapped__")
+"""
+
+
+def test_a_class_of_one_s_own_where_the_patch_comes_before_transformers(tmp_path: Path) -> None:
+    (tmp_path / "own_model.py").write_text(FIRST_OF_ALL)
+    done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import own_model")
+    assert done.returncode == 0, done.stderr
