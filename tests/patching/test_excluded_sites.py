@@ -75,7 +75,7 @@ def test_a_function_with_several_ops_stays_the_original_s_as_a_whole(
     assert all(row.outcome == "skipped" for row in report if row.op in ops)
 
 
-def test_ids_ops_and_sites_together() -> None:
+def test_ids_ops_and_sites_together(before: dict[str, Any]) -> None:
     with patched(ALL, models="llama", exclude=f"rope,*.LlamaMLP.forward,{NORM}") as report:
         assert {row.op for row in report.patched} == {"linear_cross_entropy", "add_rms_norm"}
 
@@ -105,7 +105,7 @@ def test_the_variable_and_the_config_hold_for_every_way_to_patch(
 
 
 def test_the_variable_may_name_sites_of_models_that_this_patch_leaves_out(
-    monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_KERNEL_PATCH_EXCLUDE", "*.Qwen3MLP.forward")
     with warnings.catch_warnings():
