@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import chain
 
 from hf_kernel_patch import models, registry
-from hf_kernel_patch.errors import LONGEST, shown
+from hf_kernel_patch.errors import nearest, shown
 from hf_kernel_patch.models import Selection
 from hf_kernel_patch.patching import bisection
 from hf_kernel_patch.patching.construction import modules_of_models
@@ -79,15 +78,13 @@ def matches(pattern: str, site: str) -> bool:
 
 def _hint(pattern: str, names: Collection[str]) -> str:
     """The nearest patterns that do match something."""
-    known: dict[str, str] = {}
-    for name in names:
-        own = ".".join(name.split(".")[-2 if name.split(".")[-2][:1].isupper() else -1 :])
-        known.setdefault(own.lower(), f"*.{own}")
-    given = ".".join(pattern.split(".")[-2:]).lower()[:LONGEST]
-    near = get_close_matches(given, known, n=3, cutoff=0.6)
-    if not near:
-        near = get_close_matches(given.rpartition(".")[2], known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(known[one]) for one in near)}?" if near else ""
+    known = {
+        ".".join(name.split(".")[-2 if name.split(".")[-2][:1].isupper() else -1 :])
+        for name in names
+    }
+    given = ".".join(pattern.split(".")[-2:])
+    near = nearest(given, known, 0.6) or nearest(given.rpartition(".")[2], known, 0.6)
+    return f"; did you mean {' or '.join(repr(f'*.{one}') for one in near)}?" if near else ""
 
 
 def _known_sites(selection: Selection) -> Iterator[str]:
