@@ -83,3 +83,16 @@ def test_a_program_that_needs_no_torch_is_run(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import sys\nprint('ran with', *sys.argv[1:])\nsys.exit(3)\n")
     assert "ran with --x 1" in command("run", str(script), "--x", "1", status=3)
+
+
+def test_a_folder_of_the_working_directory_is_no_family(tmp_path: Path) -> None:
+    """Where transformers is missing, too, there is none at all."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "modeling_mine.py").write_text("")
+    program = (
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "sys.modules['transformers'] = None\n"
+        "from hf_kernel_patch import models\n"
+        "print(models.families())"
+    )
+    assert printed(program) == "{}\n"

@@ -17,7 +17,8 @@ ADAPTERS = "peft.tuners.lora."
 def families() -> dict[str, tuple[str, ...]]:
     """Every folder of transformers.models with modelling modules -> their full names."""
     found = {}
-    for folder in _folder().iterdir() if _folder() else ():
+    models = _folder()
+    for folder in models.iterdir() if models else ():
         files = sorted(folder.glob("modeling_*.py"))
         # The versions for TensorFlow and Flax, which transformers 4 has.
         names = [
@@ -29,21 +30,22 @@ def families() -> dict[str, tuple[str, ...]]:
 
 
 def _adapters() -> tuple[str, ...]:
-    files = _package("peft").joinpath("tuners", "lora").glob("[!_]*.py")
+    package = _package("peft")
+    files = package.joinpath("tuners", "lora").glob("[!_]*.py") if package else ()
     return tuple(sorted(ADAPTERS + file.stem for file in files))
 
 
 @cache
-def _folder() -> Path:
+def _folder() -> Path | None:
     package = _package("transformers")
-    return package / "models" if package.name else package
+    return package / "models" if package else None
 
 
-def _package(name: str) -> Path:
+def _package(name: str) -> Path | None:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else Path()
+    return Path(places[0]) if places else None
 
 
 def find_modules(model_type: str) -> tuple[str, ...]:
@@ -63,7 +65,8 @@ def find_modules(model_type: str) -> tuple[str, ...]:
 
 def file_of(module: str) -> Path:
     """The file of a modelling module of transformers."""
-    return _folder().joinpath(*module.removeprefix(PREFIX).split(".")).with_suffix(".py")
+    models = _folder() or Path()
+    return models.joinpath(*module.removeprefix(PREFIX).split(".")).with_suffix(".py")
 
 
 def _folder_of(model_type: str) -> str:
