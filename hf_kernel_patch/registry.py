@@ -125,10 +125,15 @@ def defaults(backend: str = "auto") -> dict[str, Kernel]:
     return found
 
 
+def is_name(name: str) -> bool:
+    """Whether a name is a kernel's id or an op."""
+    return name in kernels() or name in ops()
+
+
 def require(names: Iterable[str], source: str = "") -> None:
     """ValueError for the first name that is no kernel's id and no op; it names the ``source``."""
     for name in names:
-        if name not in kernels() and name not in ops():
+        if not is_name(name):
             raise _unknown(name, source)
 
 
@@ -147,7 +152,7 @@ def select(
     if isinstance(include, tuple):
         require(include, given.get("include", ""))
     for name in exclude:
-        if name not in kernels() and name not in ops() and not _is_pattern(name):
+        if not is_name(name) and not _is_pattern(name):
             error = _unknown(name, given.get("exclude", ""))
             raise ValueError(f"{error}. Sites are written as '*.LlamaMLP.forward'")
     if backend not in backends():
@@ -176,11 +181,7 @@ def select(
 
 def site_patterns(exclude: Iterable[str]) -> tuple[str, ...]:
     """Those of the names that mean sites, and neither a kernel nor an op."""
-    return tuple(
-        name
-        for name in exclude
-        if _is_pattern(name) and name not in kernels() and name not in ops()
-    )
+    return tuple(name for name in exclude if _is_pattern(name) and not is_name(name))
 
 
 def _is_pattern(name: str) -> bool:

@@ -78,7 +78,7 @@ def architecture_of(model: str) -> str:
         raise ValueError(f"{where}: model_type is a name, not {shown(name)}")
     found = next((one for one in (name, name.removesuffix("_text")) if one in known), None)
     if found is None and not models.find_modules(name):
-        raise unknown(f"model type (of {where})", name, {*known, *models.families()})
+        raise unknown(f"model type (of {where})", name, models.names_of_all())
     return found or name
 
 
@@ -109,7 +109,7 @@ def _not_found(model: str) -> ValueError:
             "Give the folder of a saved model, or the model type, such as 'llama'; or download the "
             f"model's config.json first, as `hf download {model} config.json` does"
         )
-    return unknown("model type or directory", model, {*models.architectures(), *models.families()})
+    return unknown("model type or directory", model, models.names_of_all())
 
 
 def import_modelling(names: Iterable[str]) -> dict[str, str]:

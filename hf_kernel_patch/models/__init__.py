@@ -32,6 +32,8 @@ __all__ = [
     "file_of",
     "find_modules",
     "is_modelling",
+    "is_name",
+    "names_of_all",
     "register_model",
     "select",
 ]
@@ -94,6 +96,16 @@ def register_model(architecture: Architecture) -> Architecture:
     return architecture
 
 
+def names_of_all() -> set[str]:
+    """What ``models=`` can name: tables, families of transformers, and PEFT's layers."""
+    return {*architectures(), *families(), "peft"}
+
+
+def is_name(name: str) -> bool:
+    """Whether ``models=`` can name it."""
+    return name in names_of_all()
+
+
 @dataclass(frozen=True)
 class Selection:
     """What ``models=`` names: tables, and modules of transformers that none describes.
@@ -119,7 +131,7 @@ def select(names: str | tuple[str, ...], source: str = "") -> Selection:
     for name in names:
         if name not in architectures():
             if not (modules := find_modules(name)):
-                raise unknown("model", name, {*architectures(), *families(), "peft"}, source)
+                raise unknown("model", name, names_of_all(), source)
             others |= set(modules)
     tables = [architectures()[name] for name in names if name in architectures()]
     return Selection(tuple(tables), frozenset(others))

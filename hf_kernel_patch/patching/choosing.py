@@ -84,8 +84,7 @@ def why_nothing(why: str = "") -> str:
 def _check_names(names: tuple[str, ...], source: str) -> None:
     """ValueError for the first that is no kernel's id and no op."""
     for name in names:
-        known = name in registry.kernels() or name in registry.ops()
-        if not known and _is_model(name):
+        if not registry.is_name(name) and models.is_name(name):
             raise ValueError(
                 f"{shown(name)}{_in(source)} is a model type, not a kernel or an op: write "
                 f"models={name!r} to patch models of that type alone (HF_KERNEL_PATCH_MODELS, or "
@@ -97,17 +96,12 @@ def _check_names(names: tuple[str, ...], source: str) -> None:
 def _check_models(names: str | tuple[str, ...], source: str) -> None:
     """ValueError for the first that is no model type."""
     for name in () if isinstance(names, str) else names:
-        ours = name in registry.kernels() or name in registry.ops()
-        if ours and not _is_model(name):
+        if registry.is_name(name) and not models.is_name(name):
             raise ValueError(
                 f"{shown(name)}{_in(source)} is a kernel or an op, not a model type: write "
                 f"include={name!r} (HF_KERNEL_PATCH, or --include in the command line)"
             )
     models.select(names, source)
-
-
-def _is_model(name: str) -> bool:
-    return name in models.architectures() or name in models.families()
 
 
 def _in(source: str) -> str:
