@@ -79,7 +79,7 @@ def find(function: Function, helper: str) -> Found:
         else:
             result, *given = names
             text = f"elif ({result} := {helper}(self, {', '.join(given)})) is None:"
-            column = len(function.lines[line - 1]) - len(function.lines[line - 1].lstrip())
+            column = function.lines[line - 1].index("else:")
             found.edits.append(Edit((line, column), (line, column + len("else:")), text))
     return found
 

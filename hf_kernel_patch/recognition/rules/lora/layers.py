@@ -20,8 +20,6 @@ class Adapter(NamedTuple):
     b_bias: torch.Tensor | None
     scaling: float
     dropout: nn.Module
-    #: Of A and B as they are; a and b may be rounded to that of autocast.
-    dtype: torch.dtype
     #: Of DoRA: (O,), what the norms of the weight's rows are to be.
     magnitude: torch.Tensor | None = None
 
@@ -64,8 +62,7 @@ def _adapter(module: Any, name: str) -> Adapter | str:
         magnitude = magnitude_of(module, name, variant)
         if isinstance(magnitude, str):
             return magnitude
-    dtype, scaling = a.weight.dtype, module.scaling[name]
-    return Adapter(a.weight, b.weight, b.bias, scaling, dropout, dtype, magnitude)
+    return Adapter(a.weight, b.weight, b.bias, module.scaling[name], dropout, magnitude)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -100,11 +100,14 @@ def serve(site: Site) -> Callable[..., torch.Tensor | None]:
         return F.linear(x, weight, bias) + (scaled - base)
 
     def _dropped(x: torch.Tensor, adapter: Adapter) -> torch.Tensor | None:
-        """What the adapter takes in place of x, where it drops values; the original's own draw."""
+        """What the adapter takes in place of x, where it drops values; the original's own draw.
+
+        The adapter's weights are not rounded for autocast yet: dropout sees their dtype.
+        """
         dropout = adapter.dropout
         if type(dropout) is nn.Identity and not hooked(dropout):
             return None
-        whole = x.to(adapter.dtype)
+        whole = x.to(adapter.a.dtype)
         dropped: torch.Tensor = dropout(whole)
         return None if dropped is whole else dropped
 
