@@ -138,5 +138,5 @@ def unknown(kind: str, value: object, known: Iterable[str], source: str = "") ->
     near = " or ".join(map(repr, nearest(name, names)))
     where = f" in {source}" if source else ""
     hint = f"; did you mean {near}?" if near else "."
-    listed = ", ".join(map(cut, names)) if len(names) <= MOST else f"{len(names)} names"
-    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {listed or 'none'}")
+    all_names = ", ".join(map(cut, names)) if len(names) <= MOST else f"{len(names)} names"
+    return ValueError(f"unknown {kind} {shown(name)}{where}{hint} Known: {all_names or 'none'}")

@@ -75,9 +75,8 @@ class TrainingLog:
 
     def _see(self, model: nn.Module, arguments: object, output: object) -> None:
         """A forward hook. It reads no logits, which may wait."""
-        if (
-            self._in_force is None or not self._in_force()
-        ):  # the training has ended in an exception, which nobody told us
+        if self._in_force is None or not self._in_force():
+            # The training has ended in an exception, which nobody told us.
             self.end()
             return
         if not model.training or not torch.is_grad_enabled():
