@@ -114,6 +114,15 @@ def available() -> list[str]:
     return [name for name, kernel in list(kernels().items()) if unavailable(kernel) is None]
 
 
+def usable_on(device: str) -> list[Kernel]:
+    """The kernels that can run here on a device of that type, in the order of their ids."""
+    return [
+        kernel
+        for _, kernel in sorted(kernels().items())
+        if kernel.device in ("any", device) and unavailable(kernel) is None
+    ]
+
+
 def defaults(backend: str = "auto") -> dict[str, Kernel]:
     """The kernels that "auto" takes on this device, by op."""
     here = devices.current()

@@ -83,13 +83,7 @@ def choose(model: str, device: str) -> tuple[str | tuple[str, ...], str]:
     """
     specs = [spec for spec in architectures()[model].sites if exists_here(spec)]
     ops = {known()[spec.code].op for spec in specs}
-    usable = [
-        kernel
-        for kernel in registry.kernels().values()
-        if kernel.op in ops
-        and kernel.device in ("any", device)
-        and registry.unavailable(kernel) is None
-    ]
+    usable = [kernel for kernel in registry.usable_on(device) if kernel.op in ops]
     auto = tuple(kernel.kernel_id for kernel in usable if device in kernel.default_on)
     if auto and device == devices.current():
         return "auto", f'{", ".join(auto)} ("auto" on this device)'

@@ -185,13 +185,7 @@ def synchronize(device: str) -> None:
 
 def _loss_kernel(device: str) -> str:
     """The id of the kernel for head and loss on a device, its own where it has one."""
-    usable = [
-        kernel
-        for kernel in registry.kernels().values()
-        if kernel.op == LOSS
-        and kernel.device in ("any", device)
-        and registry.unavailable(kernel) is None
-    ]
+    usable = [kernel for kernel in registry.usable_on(device) if kernel.op == LOSS]
     return max(usable, key=lambda kernel: kernel.device == device).kernel_id
 
 
