@@ -11,6 +11,7 @@ from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import log, model_patch, watching
 from hf_kernel_patch.patching.choosing import (
     activation_of,
+    auto_unless_said,
     choose,
     report_of,
     why_nothing,
@@ -193,18 +194,16 @@ def apply_default_kernels(
     """
     if verbose:
         log.show()
-    if include_kernels is UNSET and config is None:
-        include_kernels = "auto"
+    include_kernels = auto_unless_said(include_kernels, config)
     wanted, kernels = choose(
         config, include_kernels=include_kernels, exclude=exclude, options=options
     )
-    named = isinstance(wanted.include, tuple)
+    named, left = isinstance(wanted.include, tuple), exclusion_of(wanted)
+    _apply(model, kernels, named, wanted.models, wanted.options, left)
     if not kernels:
-        model_patch.require_model(model)
         why = why_nothing(wanted.why_nothing)
         log.tell("one %s: nothing patched: %s", type(model).__name__, why)
-    left = exclusion_of(wanted)
-    return _apply(model, kernels, named, wanted.models, wanted.options, left)
+    return model
 
 
 def get_default_kernels() -> list[str]:

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM as _Orig
 
 from hf_kernel_patch import settings
 from hf_kernel_patch.api import apply_default_kernels
-from hf_kernel_patch.patching.choosing import choose
+from hf_kernel_patch.patching.choosing import auto_unless_said, choose
 from hf_kernel_patch.settings import UNSET
 
 
@@ -45,9 +45,7 @@ class AutoModelForCausalLM(_Original):
 def _taken(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take what is about kernels out of the arguments, as ``apply_default_kernels`` names it."""
     config: settings.Config = kwargs.pop("kernel_config", None)
-    include: settings.Include = kwargs.pop("kernels", UNSET)
-    if include is UNSET and config is None:
-        include = "auto"
+    include = auto_unless_said(kwargs.pop("kernels", UNSET), config)
     others = {name: kwargs.pop(f"kernel_{name}", UNSET) for name in ("exclude", "options")}
     choose(config, include=include, **others)  # a mistake is told now
     return {"include_kernels": include, "config": config, **others}

@@ -16,7 +16,7 @@ from hf_kernel_patch.errors import listed, raise_if_blocked, shown, warn
 from hf_kernel_patch.integrations.training_log import TrainingLog, with_metrics
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching import model_patch
-from hf_kernel_patch.patching.choosing import choose
+from hf_kernel_patch.patching.choosing import auto_unless_said, choose
 from hf_kernel_patch.patching.report import Outcome, PatchReport, Row
 from hf_kernel_patch.settings import UNSET
 
@@ -54,8 +54,7 @@ class KernelPatchCallback(TrainerCallback):
     ) -> None:
         if not isinstance(report, bool):
             raise TypeError(f"report is True or False, not {shown(report)}")
-        if include is UNSET and config is None:
-            include = "auto"
+        include = auto_unless_said(include, config)
         given: dict[str, Any] = {"exclude": exclude, "options": options, "config": config}
         wanted, kernels = choose(
             config, include=include, exclude=exclude, options=options

@@ -11,7 +11,7 @@ from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.report import PatchReport
-from hf_kernel_patch.settings import Config, KernelConfig, Settings
+from hf_kernel_patch.settings import UNSET, Config, Include, KernelConfig, Settings
 
 
 def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> KernelConfig:
@@ -68,6 +68,11 @@ def activation_of(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:
 def report_of(made: Activation) -> PatchReport:
     """What is reported of a patch, and why it is nothing if it is."""
     return PatchReport(made.rows, "" if made.rows else why_nothing(made.settings.why_nothing))
+
+
+def auto_unless_said(include: Include, config: Config) -> Include:
+    """What a user's ``include`` means for one model: "auto" where neither it nor a file says."""
+    return "auto" if include is UNSET and config is None else include
 
 
 def why_nothing(why: str = "") -> str:
