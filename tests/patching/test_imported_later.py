@@ -21,16 +21,7 @@ NAME = "smollm3"
 PLACES = ("SmolLM3RMSNorm.forward", "apply_rotary_pos_emb", "SmolLM3MLP.forward")
 
 
-@pytest.fixture(autouse=True)
-def not_imported() -> Iterator[None]:
-    """Takes the modelling module out of ``sys.modules`` for the test, as if it were new."""
-    module = modelling(NAME)
-    package = sys.modules[module.__package__]
-    del sys.modules[module.__name__]
-    yield
-    hf_kernel_patch.unpatch()
-    sys.modules[module.__name__] = module
-    package.modeling_smollm3 = module
+pytestmark = pytest.mark.usefixtures("not_imported")
 
 
 def is_ours(module: Any, place: str) -> bool:

@@ -29,18 +29,6 @@ def logging_as_it_was() -> Iterator[None]:
     log.logger.setLevel(level)
 
 
-@pytest.fixture
-def not_imported() -> Iterator[None]:
-    """Takes a modelling module out of ``sys.modules`` for the test, as if it were new."""
-    module = modelling(NAME)
-    package = sys.modules[module.__package__]
-    del sys.modules[module.__name__]
-    yield
-    hf_kernel_patch.unpatch()
-    sys.modules[module.__name__] = module
-    package.modeling_smollm3 = module
-
-
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if one.name == "hf_kernel_patch"]
 
