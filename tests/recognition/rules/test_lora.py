@@ -12,37 +12,18 @@ import torch
 from torch import nn
 
 import hf_kernel_patch
+from tests.support.adapters import KERNEL, step, tuned
 from tests.support.probes import fallbacks, served
 from tests.support.tiny import error, largest_error, tiny_model, tokens
 
 peft = pytest.importorskip("peft")
 
-KERNEL = "torch_fused_lora"
 #: How far losses and gradients in float32 may be apart, by sums in another order.
 CLOSE = 2e-5
 pytestmark = [
     pytest.mark.versions,
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-
-def tuned(name: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """A model with random adapters on all its linear layers."""
-    model = tiny_model(name, dtype)
-    config = {"target_modules": "all-linear", "r": 4, "lora_alpha": 6, "init_lora_weights": False}
-    return peft.get_peft_model(model, peft.LoraConfig(**{**config, **options}))
-
-
-def step(model: Any, autocast: bool = False) -> dict[str, torch.Tensor]:
-    """Loss, logits and gradients of a training step, with the same random numbers every time."""
-    torch.manual_seed(5)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        result = model(input_ids=tokens(), labels=tokens())
-    if result.loss.requires_grad:  # not with merged adapters
-        result.loss.backward()
-    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {"loss": result.loss.detach(), "logits": result.logits.detach(), **grads}
 
 
 def patched_step(model: Any, **options: Any) -> tuple[dict[str, torch.Tensor], Any]:

@@ -10,22 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hf_kernel_patch
+from tests.support.adapters import CONFIG, KERNEL, step
 from tests.support.probes import fallbacks, served
-from tests.support.tiny import largest_error, tiny_model, tokens
+from tests.support.tiny import largest_error, tiny_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-KERNEL = "torch_fused_lora"
-CONFIG = {"target_modules": "all-linear", "r": 4, "lora_alpha": 6, "init_lora_weights": False}
-
-
-def step(model: Any) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    result = model(input_ids=tokens(), labels=tokens())
-    result.loss.backward()
-    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {"loss": result.loss.detach(), **grads}
 
 
 @pytest.fixture
