@@ -67,17 +67,21 @@ def modules_of_models() -> list[str]:
 
 def modules_of(kinds: Iterable[type]) -> list[str]:
     """The modules of classes, of what they derive from and of the layers that those import."""
-    found: dict[str, None] = {}
+    found: list[str] = []
+    seen: set[str] = set()
     todo = [kind for one in kinds for kind in one.__mro__]
     while todo:
         name = todo.pop().__module__
-        if name in found or not _may_hold_models(name) or name not in sys.modules:
+        if name in seen:
             continue
-        found[name] = None
+        seen.add(name)
+        if not _may_hold_models(name) or name not in sys.modules:
+            continue
+        found.append(name)
         if not is_modelling(name):
             layers = [one for one in list(vars(sys.modules[name]).values()) if _is_layer(one)]
             todo += [kind for one in layers for kind in one.__mro__]
-    return list(found)
+    return found
 
 
 def _base() -> Any:
