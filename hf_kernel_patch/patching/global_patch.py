@@ -16,7 +16,14 @@ from hf_kernel_patch.patching.bisection import tell_patched
 from hf_kernel_patch.patching.construction import modules_of_models
 from hf_kernel_patch.patching.exclusion import exclusion_of
 from hf_kernel_patch.patching.imports import is_imported
-from hf_kernel_patch.patching.in_force import bypassed, kept_of_earlier, state_of, why_none
+from hf_kernel_patch.patching.in_force import (
+    Classes,
+    bypassed,
+    in_front,
+    kept_of_earlier,
+    state_of,
+    why_none,
+)
 from hf_kernel_patch.patching.ledger import Attribute, ledger, undo_all
 from hf_kernel_patch.patching.lookup import (
     exists_here,
@@ -25,7 +32,6 @@ from hf_kernel_patch.patching.lookup import (
     is_plain_bound,
     locate,
     owner_of,
-    shadows,
     wrapping_subclasses,
 )
 from hf_kernel_patch.patching.records import (
@@ -185,7 +191,7 @@ class Activation:
     def _cover(self, modules: list[str]) -> None:
         """Patch the sites of imported modules that are not patched yet."""
         functions: dict[int, Record] = {}
-        classes: dict[type, tuple[Record, Row]] = {}
+        classes: Classes = {}
         taken: list[_Considered] = []
         self._looked_at |= set(modules)
         for name in modules:
@@ -215,14 +221,13 @@ class Activation:
                 functions |= dict.fromkeys(record.made_before(), record)
                 functions |= {id(value): record, id(record.original): record}
             elif name == "forward":
+                classes |= {one.owner: (one, row) for one in self._records(row)}
                 classes[owner] = record, row
         if functions:
             for module, name, held in globals_holding(functions):
                 if not self._exclusion.why(f"{module.__name__}.{name}"):  # an alias may be
                     functions[id(held)].hold(Attribute(module, name))
-        if classes:
-            self._reach_instances(classes)
-        self._look_at(taken)
+        self._look_at(taken, self._reach_instances(classes, taken))
         self._complaints += [f"{p.row.site}: {p.row.reason}" for p in taken if p.row.reason]
 
     def _is_new(self, row: Row, owner: object, name: str, value: object) -> bool:
@@ -265,20 +270,28 @@ class Activation:
         if slot is not None:
             record.hold(slot, holder=holder)
 
-    def _reach_instances(self, classes: dict[type, tuple[Record, Row]]) -> None:
-        """Instances that own a forward bypass their class: reach inside of those bound to it."""
-        for module, name, value in shadows([r.function for r, _ in classes.values()], classes):
+    def _reach_instances(self, classes: Classes, taken: list[_Considered]) -> bool:
+        """Instances that own a forward bypass their class: reach inside of those bound to it.
+
+        Returns whether anything may stand in front of what was taken. The instances are let go of
+        here, for some may be dead.
+        """
+        records = [record for site in taken for record in self._records(site.row)]
+        owned, doubtful = in_front(classes, records)
+        for module, name, value in owned:
             record, _ = classes[owner_of(module, classes)]
             if is_plain_bound(value, module, record.original):
                 record.hold(Attribute(module, name, may_vanish=True), bound_to(module))
+        return doubtful
 
     def look(self) -> None:
         """Make the rows say what is true now."""
         with ledger.lock:
             self._look_at([site for sites in self._sites.values() for site in sites])
 
-    def _look_at(self, sites: list[_Considered]) -> None:
-        classes: dict[type, tuple[Record, Row]] = {}
+    def _look_at(self, sites: list[_Considered], doubtful: bool = True) -> None:
+        """Fill the rows; unless ``doubtful``, nothing is known to stand in front of a patch."""
+        classes: Classes = {}
         for site in sites:
             if site.excluded or not is_imported(site.spec.module):
                 continue
@@ -294,6 +307,8 @@ class Activation:
                 and found[1] == "forward"
             ):
                 classes |= {record.owner: (record, row) for record in records}
+        if not doubtful:
+            return
         kept = kept_of_earlier([record for site in sites for record in self._records(site.row)])
         for site in sites if kept else ():
             why = [kept[id(one)] for one in self._records(site.row) if id(one) in kept]

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from hf_kernel_patch.patching.ledger import MISSING
 from hf_kernel_patch.patching.lookup import (
     describe,
+    inheriting,
     is_own_code,
     is_plain_bound,
+    owned_forwards,
     owner_of,
-    shadows,
 )
 from hf_kernel_patch.patching.records import Record
 from hf_kernel_patch.patching.report import Outcome, Row
@@ -27,6 +28,9 @@ ANEW = "the module was loaded anew and is not patched: call patch_transformers()
 _HOLDERS = staticmethod, classmethod, partial, CellType, type
 
 Found = TypeVar("Found", list[tuple[Any, Any]], dict[int, str])
+Classes = dict[type, tuple[Record, Row]]
+#: id of a function of an earlier patch -> itself, and the record of the site that it was of.
+Older = dict[int, tuple[object, Record]]
 
 
 def state_of(records: list[Record], found: Located | str) -> tuple[Outcome, str]:
@@ -63,7 +67,22 @@ def why_none(row: Row, found: Located | str, request: Request) -> tuple[Outcome,
     return Outcome.SKIPPED, reason or f"it could not be patched then, but can be now: {again}"
 
 
-def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:
+def in_front(classes: Classes, records: Iterable[Record]) -> tuple[list[Located], bool]:
+    """What may stand in front of a patch that was just made.
+
+    Returns the forwards that instances of the classes own, dead ones too, and whether ``bypassed``
+    or ``kept_of_earlier`` may find anything. Mostly they do not, and each would go through all
+    objects of the process: this does it once for all.
+    """
+    kinds, older = _kinds(classes), _older(records)
+    if not kinds and not older:
+        return [], False
+    holders = gc.get_referrers(*kinds, *(function for function, _ in older.values()))
+    owned = owned_forwards(holders, kinds)
+    return owned, bool(owned or _kept_by(holders, older))
+
+
+def bypassed(classes: Classes) -> list[tuple[Row, str]]:
     """(row, reason) where instances own a forward in front of the one that is patched."""
     if not classes:
         return []
@@ -81,11 +100,17 @@ def bypassed(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Row, str]]:
     ]
 
 
-def _owned(classes: dict[type, tuple[Record, Row]]) -> list[tuple[Any, Any]]:
+def _kinds(classes: Classes) -> set[type]:
+    """The classes with those of their subclasses that have the same forwards."""
+    return inheriting([record.function for record, _ in classes.values()], classes)
+
+
+def _owned(classes: Classes) -> list[tuple[Any, Any]]:
     """(instance, forward) of the instances that own one which does not lead to ours."""
+    kinds = _kinds(classes)
     return [
         (module, value)
-        for module, name, value in shadows([r.function for r, _ in classes.values()], classes)
+        for module, name, value in owned_forwards(gc.get_referrers(*kinds), kinds)
         if name == "_old_forward" or "_old_forward" not in vars(module)
         for original in [classes[owner_of(module, classes)][0].original]
         if not (is_plain_bound(value, module, original) and made_by_us(value.__func__))
@@ -97,13 +122,18 @@ def kept_of_earlier(records: Iterable[Record]) -> dict[int, str]:
 
     Such a function runs the original.
     """
-    older = {
+    older = _older(records)
+    return _alive(lambda: _kept(older)) if older else {}
+
+
+def _older(records: Iterable[Record]) -> Older:
+    """The functions that earlier patches of the same sites have made."""
+    return {
         id(made.function): (made.function, record)
         for record in records
         for made in made_of(record.original)
         if made is not record.composed
     }
-    return _alive(lambda: _kept(older)) if older else {}
 
 
 def _alive(find: Callable[[], Found]) -> Found:
@@ -120,12 +150,19 @@ def _alive(find: Callable[[], Found]) -> Found:
     return find()
 
 
-def _kept(older: dict[int, tuple[object, Record]]) -> dict[int, str]:
-    """As ``kept_of_earlier``, of functions by their ids, each with its record."""
+def _kept(older: Older) -> dict[int, str]:
+    """As ``kept_of_earlier``, of these functions."""
+    return _kept_by(gc.get_referrers(*(function for function, _ in older.values())), older)
+
+
+def _kept_by(holders: Iterable[Any], older: Older) -> dict[int, str]:
+    """As ``kept_of_earlier``, of these functions, looking at what may hold them."""
     kept: dict[int, str] = {}
     ours = cells_of_originals()
-    for holder in gc.get_referrers(*(function for function, _ in older.values())):
-        if isinstance(holder, dict):
+    for holder in holders:
+        if type(holder) is dict:
+            if older.keys().isdisjoint(map(id, list(holder.values()))):
+                continue
             kinds = [one for one in gc.get_referrers(holder) if isinstance(one, type)]
             holder = next((one for one in kinds if one.__dict__ == holder), None)
         if not isinstance(holder, _HOLDERS) or id(holder) in ours:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from functools import cache
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,23 +47,21 @@ def locate(spec: SiteSpec) -> Located | str:
     return owner, name, getattr(owner, name)
 
 
-def globals_holding(wanted: Container[int]) -> list[Located]:
-    """(module, name, value) of every global of an imported module whose id is wanted."""
+def globals_holding(wanted: Mapping[int, object]) -> list[Located]:
+    """(module, name, value) of every global of an imported module whose id is a key of these."""
     return [
         (module, name, value)
         for module in list(sys.modules.values())
         if isinstance(names := getattr(module, "__dict__", None), dict)
+        # Nearly all hold none, which is found without a step of Python for each name.
+        if not wanted.keys().isdisjoint(map(id, list(names.values())))
         for name, value in list(names.items())
         if id(value) in wanted
     ]
 
 
-def shadows(forwards: Collection[object], classes: Iterable[type]) -> list[Located]:
-    """(instance, name, value) of every forward that an instance owns itself.
-
-    Looks at instances of the classes, and of subclasses that inherit one of the ``forwards``. The
-    names are "forward" and "_old_forward", where accelerate's hooks keep what they wrap.
-    """
+def inheriting(forwards: Collection[object], classes: Iterable[type]) -> set[type]:
+    """The classes, and their subclasses, that have one of the ``forwards``."""
     kinds: set[type] = set()
     todo = list(classes)
     while todo:
@@ -72,9 +69,18 @@ def shadows(forwards: Collection[object], classes: Iterable[type]) -> list[Locat
         if kind not in kinds and getattr(kind, "forward", None) in forwards:
             kinds.add(kind)
             todo += kind.__subclasses__()
+    return kinds
+
+
+def owned_forwards(objects: Iterable[object], kinds: Container[type]) -> list[Located]:
+    """(instance, name, value) of every forward that one of the objects owns itself.
+
+    Looks at instances of the kinds. The names are "forward" and "_old_forward", where accelerate's
+    hooks keep what they wrap.
+    """
     return [
         (instance, name, vars(instance)[name])
-        for instance in (gc.get_referrers(*kinds) if kinds else ())
+        for instance in objects
         if type(instance) in kinds
         for name in ("forward", "_old_forward")
         if name in vars(instance)

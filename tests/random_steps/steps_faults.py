@@ -38,7 +38,7 @@ INSIDE: tuple[tuple[Any, str], ...] = (
     (model_patch, "why_not"),
     (global_patch, "describe_source"),
     (model_patch, "source_hash"),
-    (global_patch, "shadows"),
+    (global_patch, "in_front"),
     (global_patch, "globals_holding"),
     (composing, "rewritten"),
 )
