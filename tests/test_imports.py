@@ -26,7 +26,8 @@ LAYERS = (
     {"models"},
     {"patching"},
     {"api"},
-    {"bisecting", "integrations"},
+    {"workload"},
+    {"benchmarking", "bisecting", "integrations", "verifying"},
     {"__init__"},
 )
 FRAMEWORKS = {"torch", "transformers", "triton", "torch_npu", "accelerate", "numpy", "kernels"}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import re
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from hf_kernel_patch import models
@@ -17,6 +14,7 @@ from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.choosing import choose
 from hf_kernel_patch.patching.report import Outcome, PatchReport
 from hf_kernel_patch.settings import Config
+from hf_kernel_patch.workload.finding import cached_file, file_of_folder, not_found
 
 
 def preview(model: str | None = None, config: Config = None, **arguments: str) -> PatchReport:
@@ -61,12 +59,12 @@ def architecture_of(model: str) -> str:
     known = models.architectures()
     if model in known:
         return model
-    config = _config_of(model)
+    config = file_of_folder(model)
     if config is None and models.find_modules(model):
         return model
-    config = config or _cached_config(model)
+    config = config or cached_file(model)
     if config is None:
-        raise _not_found(model)
+        raise not_found(model)
     where = cut(str(config))
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["model_type"]
@@ -80,36 +78,6 @@ def architecture_of(model: str) -> str:
     if found is None and not models.find_modules(name):
         raise unknown(f"model type (of {where})", name, models.names_of_all())
     return found or name
-
-
-def _config_of(model: str) -> Path | None:
-    """The config.json of a folder, or None where it is none."""
-    if os.path.isdir(model):  # Path.is_dir raises for a name too long
-        return Path(model, "config.json")
-    if os.path.isfile(model):
-        raise ValueError(f"{cut(model)} is a file; give the folder that it is in")
-    return None
-
-
-def _cached_config(name: str) -> Path | None:
-    """The config.json of a name on the Hub, where it was downloaded before; downloads nothing."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, "config.json")
-    except (ImportError, ValueError):  # the last for what cannot be such a name
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _not_found(model: str) -> ValueError:
-    if re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", model):
-        return ValueError(
-            f"{model!r} is no folder here, and as a name on the Hub it is not in the local cache. "
-            "Give the folder of a saved model, or the model type, such as 'llama'; or download the "
-            f"model's config.json first, as `hf download {model} config.json` does"
-        )
-    return unknown("model type or directory", model, models.names_of_all())
 
 
 def import_modelling(names: Iterable[str]) -> dict[str, str]:

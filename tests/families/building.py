@@ -11,8 +11,8 @@ import numpy
 import torch
 import transformers
 
+from hf_kernel_patch.workload.shrinking import shrink
 from tests.families.inputs import KINDS
-from tests.families.shrinking import shrink
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 VOCABULARY = 128
@@ -46,6 +47,28 @@ SIZES: dict[str, Any] = {name: value for value, names in _NAMED.items() for name
 _MORE: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "depth")
 
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_chunk_size": 8}
+#: Model type -> what its tiny config needs beside, where the names are not enough.
+OF_TYPE: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], **_MAMBA},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], **_MAMBA},
+    "jamba": {
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "state_size": 16, "chunk_size": 8},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
 
 def shrink(kind: Any, changes: dict[str, Any] | None = None) -> Any:
     """A tiny config of the class; ``changes`` go over what the names ask for.
@@ -53,6 +76,32 @@ def shrink(kind: Any, changes: dict[str, Any] | None = None) -> Any:
     A change that is a dict goes into the config of that name.
     """
     return _Shrinker().config(kind, changes or {})
+
+
+def layers_of(config: Any) -> int:
+    """How many layers a config has, or that of its text model."""
+    part = config.get_text_config()
+    return int(getattr(part, _count_of(vars(part), type(part).__name__)))
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """A copy with the first layers alone; where it has fewer, their kinds are repeated."""
+    config = copy.deepcopy(config)
+    part = config.get_text_config()
+    name, held = _count_of(vars(part), type(part).__name__), layers_of(config)
+    for own, value in list(vars(part).items()):
+        if isinstance(value, list) and len(value) == held > 1 and own[0] != "_":
+            setattr(part, own, [value[place % held] for place in range(layers)])
+    setattr(part, name, layers)
+    return config
+
+
+def _count_of(values: dict[str, Any], owner: str) -> str:
+    """The name of the number of layers."""
+    found = next((name for name in _COUNTS if isinstance(values.get(name), int)), None)
+    if found is None:
+        raise ValueError(f"layers: a {owner} has no number of layers of a known name")
+    return found
 
 
 class _Shrinker:

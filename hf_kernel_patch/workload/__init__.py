@@ -1,0 +1,6 @@
+"""Models to try kernels on, from a folder or with random weights, and batches for them."""
+
+from hf_kernel_patch.workload.batches import as_batch, batch_of, device_of
+from hf_kernel_patch.workload.loading import load
+
+__all__ = ["as_batch", "batch_of", "device_of", "load"]
