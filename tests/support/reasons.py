@@ -12,7 +12,7 @@ import hf_kernel_patch
 ROOT = Path(hf_kernel_patch.__file__).parent
 #: What makes no rows, but commands, errors and values; the last holds a warning of transformers.
 ELSEWHERE = {"cli", "models", "settings", "errors.py", "integrations", "bisecting.py"}
-ELSEWHERE |= {"experts_decoding.py"}
+ELSEWHERE |= {"experts_decoding.py", "workload", "verifying", "benchmarking"}
 #: Calls whose texts are errors and warnings of other kinds.
 ERRORS = {"AttributeError", "IndexError", "KeyError", "RuntimeError", "TypeError", "ValueError"}
 ERRORS |= {"ForeignPatchError", "KernelUnavailableError", "unknown", "warn"}
