@@ -32,6 +32,7 @@ from hf_kernel_patch.patching.choosing import load_kernel_config
 from hf_kernel_patch.patching.report import PatchReport, Row
 from hf_kernel_patch.recognition import Leaf, Rule, experts_interface
 from hf_kernel_patch.recognition import register as register_code
+from hf_kernel_patch.verifying import Verification, verify
 from hf_kernel_patch.version import __version__
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "PatchReport",
     "Row",
     "Rule",
+    "Verification",
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
@@ -68,6 +70,7 @@ __all__ = [
     "register_model",
     "status",
     "unpatch",
+    "verify",
 ]
 
 #: Names of the last release -> what took their place.

@@ -1,0 +1,270 @@
+"""Running a module, or a whole model, once: what it gives, and the gradients."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from hf_kernel_patch.verifying.finding import whole_parts
+from hf_kernel_patch.verifying.steering import Choices, steered
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Tensors = dict[str, "torch.Tensor"]
+
+
+@dataclass
+class Call:
+    """What a module was called with, and what the models inside of it gave."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """What a run gave: its floating outputs, and the gradients by name, None for those it lacks."""
+
+    outputs: Tensors
+    gradients: dict[str, torch.Tensor | None]
+
+
+class Trials:
+    """The runs of one module on one call: the first one says which cotangents and choices all take.
+
+    Args:
+        module: whose forward is run, and its own parameters' gradients taken.
+        call: what it is given.
+    """
+
+    def __init__(self, module: nn.Module, call: Call, seed: int = 0):
+        self.module, self.call = module, call
+        self._choices, self._seed = Choices(), seed
+        self._cotangents: Tensors | None = None
+
+    def run(self) -> Result:
+        """The module as it is now, patched or not."""
+        with _replayed(self.module, self.call.parts) as (leaves, replay):
+            replay(lambda value: value)
+            return self._run(self.module, leaves, wide=False)
+
+    def truth(self) -> Result:
+        """A copy of the module in float64. Only while nothing is patched."""
+        import torch
+
+        with _replayed(self.module, self.call.parts):
+            copied = double_of(self.module)
+        with _replayed(copied, self.call.parts) as (leaves, replay):
+            replay(lambda value: value.to(torch.float64))
+            return self._run(copied, leaves, wide=True)
+
+    def _run(self, module: nn.Module, leaves: Tensors, wide: bool) -> Result:
+        import torch
+
+        args, kwargs = _as_leaves(self.call, _names(module, self.call), leaves, wide)
+        own = {name: one for name, one in module.named_parameters() if one.requires_grad}
+        torch.manual_seed(self._seed)
+        with steered(self._choices, wide):
+            outputs = flattened(module(*args, **kwargs))
+            targets = {name: one for name, one in outputs.items() if one.requires_grad}
+            if "loss" in targets:  # a training step
+                targets = {"loss": targets["loss"]}
+            gradients = self._backward(targets, {**leaves, **own})
+        return Result({name: one.detach() for name, one in outputs.items()}, gradients)
+
+    def _backward(self, targets: Tensors, by: Tensors) -> dict[str, torch.Tensor | None]:
+        import torch
+
+        if self._cotangents is None:
+            generator = torch.Generator().manual_seed(self._seed)
+            self._cotangents = {
+                name: torch.ones_like(one)
+                if one.numel() == 1
+                else torch.randn(one.shape, generator=generator).to(one)
+                for name, one in targets.items()
+            }
+        wanted = [name for name in self._cotangents if name in targets]
+        if not wanted or not by:
+            return {}
+        found = torch.autograd.grad(
+            [targets[name] for name in wanted],
+            list(by.values()),
+            [self._cotangents[name].to(targets[name]) for name in wanted],
+            allow_unused=True,
+        )
+        return dict(zip(by, found, strict=True))
+
+
+def flattened(output: Any, name: str = "output") -> Tensors:
+    """The floating tensors of an output, by the names of its fields or by their places."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return {name: output} if output.is_floating_point() else {}
+    if isinstance(output, Mapping):
+        # By the keys: logits that wait to be read are read so.
+        named = {str(key): output[key] for key in output.keys()}  # noqa: SIM118
+    elif isinstance(output, tuple | list):
+        named = {f"{name}[{place}]": value for place, value in enumerate(output)}
+    else:
+        return {}
+    return {key: one for own, value in named.items() for key, one in flattened(value, own).items()}
+
+
+def calls(modules: Mapping[str, nn.Module], forward: Callable[[], object]) -> dict[str, Call]:
+    """Path -> what each module is called with the first time in a forward.
+
+    The forward runs with gradients enabled, so that it is known which inputs have one, but keeps
+    nothing for a backward.
+    """
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    found: dict[str, Call] = {}
+    known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def copied(value: torch.Tensor) -> torch.Tensor:
+        key = id(value), value._version
+        if key not in known:  # a mask is the same for all layers
+            clone = value.detach().clone()
+            known[key] = value, clone.requires_grad_(value.requires_grad)
+        return known[key][1]
+
+    def keep(value: Any) -> Any:
+        return tree_map_only(torch.Tensor, copied, value)
+
+    def before(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            found.setdefault(path, Call(keep(args), keep(kwargs)))
+
+        return hook
+
+    def after(path: str, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if path in found:
+                found[path].parts.setdefault(name, keep(output))
+
+        return hook
+
+    handles = []
+    try:
+        for path, module in modules.items():
+            handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
+            for name, child in whole_parts(module).items():
+                handles.append(child.register_forward_hook(after(path, name)))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda kept: kept):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def double_of(module: nn.Module, device: str | None = None) -> nn.Module:
+    """A copy in float64 that runs by code that takes float64."""
+    copied = copy.deepcopy(module)
+    copied = (copied if device is None else copied.to(device)).double()
+    for one in copied.modules():
+        config: Any = getattr(one, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"
+        if "flash" in str(getattr(config, "_attn_implementation", "")):
+            config._attn_implementation = "sdpa"
+    return copied
+
+
+def _names(module: nn.Module, call: Call) -> list[str]:
+    try:
+        known = list(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        known = []
+    return [*known, *(f"argument {place}" for place in range(len(known), len(call.args)))]
+
+
+def _as_leaves(
+    call: Call, names: list[str], leaves: Tensors, wide: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, where those that have a gradient come from leaves, which are added."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def given(name: str, value: Any) -> Any:
+        def leaf(tensor: torch.Tensor) -> torch.Tensor:
+            return _leaf(name, tensor, leaves, torch.float64 if wide else tensor.dtype)
+
+        return tree_map_only(torch.Tensor, leaf, value)
+
+    args = tuple(given(name, value) for name, value in zip(names, call.args))
+    return args, {name: given(name, value) for name, value in call.kwargs.items()}
+
+
+def _leaf(name: str, tensor: torch.Tensor, leaves: Tensors, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor to call with, which may be written to; ``leaves`` has where its gradient goes."""
+    if not tensor.is_floating_point():
+        return tensor
+    made = tensor.detach().to(dtype, copy=True)
+    if not tensor.requires_grad:
+        return made
+    own = name if name not in leaves else f"{name}[{len(leaves)}]"
+    leaves[own] = made.requires_grad_()
+    return made.clone()
+
+
+@contextmanager
+def _replayed(
+    module: nn.Module, parts: Mapping[str, Any]
+) -> Iterator[tuple[Tensors, Callable[[Callable[[Any], Any]], None]]]:
+    """Models inside of a module stand aside; ``replay`` has others give what they gave.
+
+    It is told how tensors are cast. The leaves of what is given are in the dictionary.
+    """
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    leaves: Tensors = {}
+    before = {name: module._modules[name] for name in parts}
+
+    def replay(cast: Callable[[Any], Any]) -> None:
+        for name, output in parts.items():
+
+            def leaf(tensor: torch.Tensor, name: str = name) -> torch.Tensor:
+                like = cast(tensor) if tensor.is_floating_point() else tensor
+                return _leaf(f"output of {name}", tensor, leaves, like.dtype)
+
+            given = tree_map_only(torch.Tensor, leaf, output)
+            module._modules[name] = _stand_in()(before[name], given)
+
+    try:
+        for name in parts:
+            module._modules[name] = torch.nn.Identity()
+        yield leaves, replay
+    finally:
+        module._modules.update(before)
+
+
+@cache
+def _stand_in() -> Any:
+    from torch import nn
+
+    class StandIn(nn.Module):
+        """Gives what a model gave, and has its attributes."""
+
+        def __init__(self, model: nn.Module, output: Any):
+            super().__init__()
+            self.__dict__["_model"], self.__dict__["_output"] = model, output
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self._output
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(vars(self)["_model"], name)
+
+    return StandIn
