@@ -143,7 +143,7 @@ class Run:
             return Verdict.WORSE, f"it fails: {named(ours)}", []
         if not any(one.how in (How.SERVED, How.REPLAYED) for one in counted):
             reasons = dict.fromkeys(str(one.reason) for one in counted if one.reason)
-            return Verdict.NOT_SERVED, "; ".join(reasons) or "no call of its code", []
+            return Verdict.NOT_SERVED, "; ".join(reasons) or "its fused code was not reached", []
         if isinstance(truth, Exception):
             return Verdict.NOT_CHECKED, f"no float64 run: {named(truth)}", []
         held = [*module.parameters(), *eager.outputs.values()]

@@ -190,7 +190,7 @@ def test_nothing_to_verify_is_said() -> None:
 def test_a_batch_without_labels_has_a_verdict_of_its_sites() -> None:
     found = verify(llama_of(), {"input_ids": tokens()}, NORM)
     assert found.ok and all(row.gradient for row in found.rows)
-    assert [one.name for one in found.whole][0] == "logits"
+    assert found.whole[0].name == "logits"
 
 
 @pytest.mark.parametrize("layers", [1, 4])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from hf_kernel_patch.cli.commands import looking, running  # noqa: F401 - they add their commands
+from hf_kernel_patch.cli.commands import (  # noqa: F401 - they add their commands
+    looking,
+    running,
+    verifying,
+)
 from hf_kernel_patch.cli.commands.app import app
 
 __all__ = ["app", "main"]
