@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +79,37 @@ def draw(output: Path, title: str, found: Verification) -> None:
     figure = pictures.figure(LIGHT, 4.2 * wide, 0.8 + 2.6 * high, title)
     panels = figure.subplots(high, wide, squeeze=False).flatten()
     last = max((row.layer or 0 for row in found.rows), default=0)
+    limits = _decades(one for rows in sites.values() for row in rows for one in _plotted(row))
     handles: dict[str, Any] = {}
     for axes, (site, rows) in zip(panels, sites.items()):
         _panel(axes, rows, last, handles)
         short = site.rpartition(".modeling_")[2].partition(".")[2] or site
         bad = " (WORSE)" if any(row in found.worse for row in rows) else ""
         pictures.dress(axes, LIGHT, f"{short}{bad}", grid="y")
-        axes.set(yscale="log", xlabel="layer", ylabel="error")
+        axes.set(yscale="log", ylim=limits, xlabel="layer", ylabel="error")
     for axes in panels[len(sites) :]:
         axes.set_axis_off()
     pictures.legend(figure, LIGHT, list(handles.values()), list(handles))
     figure.savefig(output, format=picture.FORMATS[output.suffix.lower()], dpi=120)
 
 
+def _plotted(row: Checked) -> list[float]:
+    """The errors of a module that have a point: of its worst output and its worst gradient."""
+    chosen = [one for one in (row.output, row.gradient) if one is not None]
+    return [error for one in chosen for error in (one.ours, one.eager)]
+
+
+def _decades(errors: Iterable[float]) -> tuple[float, float]:
+    """The powers of ten around the errors, so that all panels have the same axis."""
+    held = [math.log10(one) for one in errors if 0 < one < math.inf] or [0.0]
+    return 10.0 ** math.floor(min(held)), 10.0 ** math.ceil(max(held) + 1e-9)
+
+
 def _panel(axes: Any, rows: list[Checked], last: int, handles: dict[str, Any]) -> None:
     """The lines of one site: ours over eager's, of outputs and of gradients.
 
-    What lies in no layer, such as the last norm, stands right of the last one.
+    What lies in no layer, such as the last norm, stands right of the last one. What is no number
+    has no point.
     """
     colours = pictures.colours(("eager", "ours"), LIGHT)
     for kind, style in (("output", "-"), ("gradient", ":")):
@@ -117,7 +133,7 @@ def _panel(axes: Any, rows: list[Checked], last: int, handles: dict[str, Any]) -
             )
             handles.setdefault(f"{name}, {kind}", line)
     axes.set_xticks(sorted({0, last // 2, last, last + 1}))
-    axes.set_xticklabels([*map(str, sorted({0, last // 2, last})), "none"])
+    axes.set_xticklabels([*map(str, sorted({0, last // 2, last})), "other"])
     axes.set_xlim(-0.5, last + 1.5)
 
 

@@ -94,6 +94,8 @@ def verify(
     if "use_cache" not in given and _takes_cache(model):
         given["use_cache"] = False
     with kept(model, train), _counting():
+        # Tensors of a block of inference mode take no part in gradients.
+        given = {k: v.clone() if hasattr(v, "clone") else v for k, v in given.items()}
         run = Run(model, given, arguments, factor, seed, progress)
         rows = run.rows(layers_at_once)
         compared_whole, note = run.whole() if whole and rows else ((), "")
@@ -119,6 +121,6 @@ def _counting() -> Iterator[None]:
 
 
 def _takes_cache(model: Any) -> bool:
-    """Whether a cache of keys can be left out: a module run again would add to it."""
+    """Whether a cache of keys can be asked for or not, whatever the config says."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "use_cache" in inspect.signature(inner.forward).parameters

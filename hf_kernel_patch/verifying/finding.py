@@ -11,6 +11,7 @@ from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition.source import original_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -80,3 +81,11 @@ def whole_parts(module: nn.Module) -> dict[str, nn.Module]:
     """
     base: Any = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     return {name: child for name, child in module.named_children() if isinstance(child, base)}
+
+
+def own_parameters(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The parameters of a module, but for those of models inside of it."""
+    inside = tuple(f"{name}." for name in whole_parts(module))
+    for name, parameter in module.named_parameters():
+        if not name.startswith(inside):
+            yield parameter

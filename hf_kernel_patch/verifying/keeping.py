@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Parts of the names of what makes a forward random: dropout, layers that are dropped, jitter.
 _RANDOM = ("drop", "jitter")
+#: Keys are not cached: a module that is run again would add to them.
+_UNCACHED = "use_cache", False
 #: Class names of wrappers that hold a model as ``module`` and add no computation.
 _WRAPPERS = ("DistributedDataParallel", "DataParallel")
 
@@ -60,6 +62,7 @@ def kept(model: nn.Module, train: bool) -> Iterator[None]:
             _replace(stack, vars(module), "_compiled_call_impl", None)
             for holder in (module, getattr(module, "config", None)):
                 _calm(stack, getattr(holder, "__dict__", {}))
+            _replace(stack, getattr(getattr(module, "config", None), "__dict__", {}), *_UNCACHED)
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     stack.callback(_give_back, module, name, buffer, buffer.detach().clone())

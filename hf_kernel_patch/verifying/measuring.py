@@ -62,7 +62,7 @@ class Trials:
 
         with _replayed(self.module, self.call.parts):
             copied = double_of(self.module)
-        with _replayed(copied, self.call.parts) as (leaves, replay):
+        with _replayed(copied, self.call.parts, self.module) as (leaves, replay):
             replay(lambda value: value.to(torch.float64))
             return self._run(copied, leaves, wide=True)
 
@@ -170,7 +170,12 @@ def calls(modules: Mapping[str, nn.Module], forward: Callable[[], object]) -> di
 
 def double_of(module: nn.Module, device: str | None = None) -> nn.Module:
     """A copy in float64 that runs by code that takes float64."""
-    copied = copy.deepcopy(module)
+    import torch
+
+    # A module may keep tensors as plain attributes, also such of an earlier call and its graph.
+    held = [one for part in module.modules() for one in vars(part).values()]
+    tensors = [one for one in held if type(one) is torch.Tensor and one.is_floating_point()]
+    copied = copy.deepcopy(module, {id(one): one.detach().double() for one in tensors})
     copied = (copied if device is None else copied.to(device)).double()
     for one in copied.modules():
         config: Any = getattr(one, "config", None)
@@ -220,17 +225,20 @@ def _leaf(name: str, tensor: torch.Tensor, leaves: Tensors, dtype: torch.dtype) 
 
 @contextmanager
 def _replayed(
-    module: nn.Module, parts: Mapping[str, Any]
+    module: nn.Module, parts: Mapping[str, Any], original: nn.Module | None = None
 ) -> Iterator[tuple[Tensors, Callable[[Callable[[Any], Any]], None]]]:
     """Models inside of a module stand aside; ``replay`` has others give what they gave.
 
-    It is told how tensors are cast. The leaves of what is given are in the dictionary.
+    It is told how tensors are cast. The leaves of what is given are in the dictionary. A copy whose
+    parts are no models has those of the original in their place.
     """
     import torch
     from torch.utils._pytree import tree_map_only
 
     leaves: Tensors = {}
     before = {name: module._modules[name] for name in parts}
+    held = (original or module)._modules
+    models = {name: held[name] for name in parts}
 
     def replay(cast: Callable[[Any], Any]) -> None:
         for name, output in parts.items():
@@ -240,7 +248,7 @@ def _replayed(
                 return _leaf(f"output of {name}", tensor, leaves, like.dtype)
 
             given = tree_map_only(torch.Tensor, leaf, output)
-            module._modules[name] = _stand_in()(before[name], given)
+            module._modules[name] = _stand_in()(models[name], given)
 
     try:
         for name in parts:

@@ -14,10 +14,16 @@ from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.recognition.outcome import How
 from hf_kernel_patch.verifying.comparing import Measure, compared, epsilon_of
-from hf_kernel_patch.verifying.finding import groups, layer_number, layers_of, modules_of_sites
+from hf_kernel_patch.verifying.finding import (
+    groups,
+    layer_number,
+    layers_of,
+    modules_of_sites,
+    own_parameters,
+)
 from hf_kernel_patch.verifying.measuring import Result, Trials, calls
 from hf_kernel_patch.verifying.verification import Checked, Verdict
-from hf_kernel_patch.verifying.whole import Whole, room_for, whole_measures
+from hf_kernel_patch.verifying.whole import Whole, room_for, whole_measures, why_no_double
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,9 +150,11 @@ class Run:
         if not any(one.how in (How.SERVED, How.REPLAYED) for one in counted):
             reasons = dict.fromkeys(str(one.reason) for one in counted if one.reason)
             return Verdict.NOT_SERVED, "; ".join(reasons) or "its fused code was not reached", []
+        if why := why_no_double(own_parameters(module)):
+            return Verdict.NOT_CHECKED, why, []
         if isinstance(truth, Exception):
             return Verdict.NOT_CHECKED, f"no float64 run: {named(truth)}", []
-        held = [*module.parameters(), *eager.outputs.values()]
+        held = [*own_parameters(module), *eager.outputs.values()]
         try:
             measures = compared(ours, eager, truth, epsilon_of(held), self._factor)
         except ArithmeticError as error:

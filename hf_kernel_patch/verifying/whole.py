@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,15 +113,21 @@ def whole_measures(
     return [one for one in found if one is not None]
 
 
+def why_no_double(weights: Iterable[torch.Tensor]) -> str:
+    """Why weights cannot be copied in float64, or ""."""
+    held = list(weights)
+    if any(one.is_meta for one in held):
+        return "weights on the meta device have no values here"
+    odd = {one.dtype for one in held if not one.is_floating_point() or one.element_size() < 2}
+    names = ", ".join(sorted(str(one).removeprefix("torch.") for one in odd))
+    return f"weights in {names} have no float64" if odd else ""
+
+
 def room_for(model: nn.Module) -> tuple[str | None, str]:
     """The device to run a float64 copy on, None for the model's own, and why there is none."""
     weights = list(model.parameters())
-    if any(one.is_meta for one in weights):
-        return None, "a part of it is on the meta device"
-    odd = {one.dtype for one in weights if not one.is_floating_point() or one.element_size() < 2}
-    if odd:
-        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in odd))
-        return None, f"weights in {names} have no float64"
+    if why := why_no_double(weights):
+        return None, why
     need = sum(one.numel() for one in weights) * _BYTES
     devices = {one.device for one in weights}
     (device, *others) = devices
