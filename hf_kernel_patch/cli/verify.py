@@ -15,7 +15,9 @@ from hf_kernel_patch.cli.demo import picture
 from hf_kernel_patch.cli.pictures import LIGHT
 from hf_kernel_patch.cli.printing import print_lines, print_table
 from hf_kernel_patch.errors import KernelPatchError, cut
+from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.verifying import Checked, Verification, verify
+from hf_kernel_patch.verifying.comparing import check_factor
 from hf_kernel_patch.workload import batch_of, load
 
 #: Panels in a row of the picture.
@@ -37,6 +39,8 @@ def verify_model(
     seed: int,
 ) -> Verification:
     """Load a model, make a batch for it, and verify it; ``chosen`` is what to patch."""
+    patched(**chosen)  # a mistake is told before a large model is loaded
+    check_factor(factor)
     loaded = load(model, dtype=dtype, device=device, layers=layers, seed=seed, tell=_tell)
     made = batch_of(
         loaded, batch=batch, length=length, text=text, folder=model, seed=seed, tell=_tell

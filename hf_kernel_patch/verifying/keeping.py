@@ -63,11 +63,24 @@ def kept(model: nn.Module, train: bool) -> Iterator[None]:
             for holder in (module, getattr(module, "config", None)):
                 _calm(stack, getattr(holder, "__dict__", {}))
             _replace(stack, getattr(getattr(module, "config", None), "__dict__", {}), *_UNCACHED)
+            for name, value in vars(module).items():
+                if value is None or isinstance(value, torch.Tensor):
+                    stack.callback(vars(module).__setitem__, name, value)
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     stack.callback(_give_back, module, name, buffer, buffer.detach().clone())
         model.train(train)
         yield
+
+
+def forget_graphs(model: nn.Module) -> None:
+    """Cut off what modules have kept of an earlier call: its graph is gone."""
+    import torch
+
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                vars(module)[name] = value.detach()
 
 
 def _calm(stack: ExitStack, values: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.verifying.finding import whole_parts
+from hf_kernel_patch.verifying.keeping import forget_graphs
 from hf_kernel_patch.verifying.steering import Choices, steered
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Trials:
         args, kwargs = _as_leaves(self.call, _names(module, self.call), leaves, wide)
         own = {name: one for name, one in module.named_parameters() if one.requires_grad}
         torch.manual_seed(self._seed)
+        forget_graphs(module)
         with steered(self._choices, wide):
             outputs = flattened(module(*args, **kwargs))
             targets = {name: one for name, one in outputs.items() if one.requires_grad}

@@ -72,7 +72,9 @@ class Run:
         if why:
             return [], why
         self._tell("the whole model")
-        eager = self._whole.run()
+        eager = _attempt(self._whole.run)
+        if isinstance(eager, Exception):
+            return [], f"the original fails by itself: {named(eager)}"
         try:
             with self._patched():
                 ours = self._whole.run()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_kernel_patch.errors import KernelPatchError, cut
 from hf_kernel_patch.verifying.comparing import Measure, compared, epsilon_of, mean, worst
 from hf_kernel_patch.verifying.finding import layers_of
+from hf_kernel_patch.verifying.keeping import forget_graphs
 from hf_kernel_patch.verifying.measuring import Result, double_of, flattened
 from hf_kernel_patch.verifying.steering import Choices, steered
 
@@ -36,6 +37,7 @@ class Whole:
         import torch
 
         torch.manual_seed(self._seed)
+        forget_graphs(self.model)
         try:
             with steered(Choices()):
                 return self.model(**self.batch)
@@ -81,6 +83,7 @@ class Whole:
             layer.register_forward_hook(listen(path)) for path, layer in layers_of(model).items()
         ]
         torch.manual_seed(self._seed)
+        forget_graphs(model)
         try:
             with steered(self._choices, wide):
                 output = model(**batch)
