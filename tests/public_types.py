@@ -10,7 +10,7 @@ from typing import assert_type
 from transformers import LlamaForCausalLM
 
 import hf_kernel_patch
-from hf_kernel_patch import BaseKernel, Bisection, KernelPatchCallback, PatchReport
+from hf_kernel_patch import BaseKernel, Bisection, KernelPatchCallback, PatchReport, Verification
 
 
 class OwnKernel(BaseKernel):
@@ -31,6 +31,7 @@ def right(model: LlamaForCausalLM) -> None:
     assert_type(OwnKernel.apply(model=model), LlamaForCausalLM)
     KernelPatchCallback(include="auto", exclude="*.LlamaMLP.forward", report=True)
     assert_type(hf_kernel_patch.bisect(lambda: True, "rope"), Bisection)
+    assert_type(hf_kernel_patch.verify(model, {"labels": 1}, factor=2), Verification)
     with hf_kernel_patch.patched(True) as report:
         assert_type(report, PatchReport)
 
@@ -42,4 +43,5 @@ def wrong(model: LlamaForCausalLM) -> None:
     hf_kernel_patch.apply_kernel(5, model=model)  # type: ignore[arg-type]
     hf_kernel_patch.apply_kernel("own")  # type: ignore[call-arg]
     KernelPatchCallback(includes="auto")  # type: ignore[call-arg]
+    hf_kernel_patch.verify(model)  # type: ignore[call-arg]
     hf_kernel_patch.bisect("python train.py")  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def step(model: Any) -> None:
     model(tokens())
 
 
-@pytest.mark.parametrize("page", ["training.md", "adapters.md"])
+@pytest.mark.parametrize("page", ["training.md", "adapters.md", "verify.md"])
 def test_the_first_example_of_a_page_runs(page: str) -> None:
     pytest.importorskip("peft")
     exec(blocks(page, "python")[0], {})

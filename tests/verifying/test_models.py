@@ -157,9 +157,25 @@ def test_in_a_block_without_gradients_and_in_inference_mode() -> None:
         assert found.ok and all(row.gradient for row in found.rows)
 
 
+def test_a_model_under_the_hooks_of_accelerate_is_verified() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = tiny_model("llama")
+    for module in model.modules():
+        hooks.add_hook_to_module(module, hooks.AlignDevicesHook("cpu", io_same_device=True))
+    forwards = [vars(module)["forward"] for module in model.modules()]
+    found = verify(model, batch(), f"{NORM},torch_fused_add_rmsnorm")
+    assert found.ok and found.whole, str(found)
+    norms = found.by_site()[f"{MODELLING}LlamaRMSNorm.forward"]
+    assert {row.verdict for row in norms} == {Verdict.RIGHT}
+    assert all(row.verdict is not Verdict.NOT_CHECKED for row in found.rows)
+    assert all(vars(m)["forward"] is one for m, one in zip(model.modules(), forwards, strict=True))
+
+
 def test_what_torch_compile_wraps_is_verified_as_it_is() -> None:
     found = verify(torch.compile(tiny_model("llama")), batch(), NORM)  # type: ignore[arg-type]
     assert found.ok and found.rows[0].module == "model.layers.0.input_layernorm"
+    parallel = torch.nn.DataParallel(tiny_model("llama"))
+    assert verify(parallel, batch(), NORM, whole=False).rows[0].module == found.rows[0].module
     inside = tiny_model("llama")
     inside.compile()
     kept = inside._compiled_call_impl
