@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import hf_kernel_patch
-from hf_kernel_patch.cli.demo import memory, models, telling, worker
+from hf_kernel_patch.benchmarking import memory
+from hf_kernel_patch.cli.demo import models, telling, worker
 from tests.cli.short_demo import PLAN, SHORT
 from tests.support.tiny import ops_of
 

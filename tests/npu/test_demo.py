@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from hf_kernel_patch.benchmarking import memory
 from hf_kernel_patch.cli import demo
-from hf_kernel_patch.cli.demo import memory, models, worker
+from hf_kernel_patch.cli.demo import models, worker
 from tests.cli.short_demo import PLAN
 
 

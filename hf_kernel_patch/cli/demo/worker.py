@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.api import count_calls, patch_transformers, unpatch
-from hf_kernel_patch.cli.demo import memory
+from hf_kernel_patch.benchmarking import memory
+from hf_kernel_patch.benchmarking.memory import synchronize
 from hf_kernel_patch.cli.demo.models import REAL_VOCABULARY, Size, build, build_for_loss
 from hf_kernel_patch.cli.demo.text import batches
 from hf_kernel_patch.errors import KernelPatchWarning
@@ -174,13 +175,6 @@ class Run:
         unpatch()
         after = _originals(self._plan.model)
         return {site: after[site] is value for site, value in self._originals.items()}
-
-
-def synchronize(device: str) -> None:
-    """Wait until the device has done all it was given."""
-    import torch
-
-    getattr(torch, device).synchronize()
 
 
 def _loss_kernel(device: str) -> str:

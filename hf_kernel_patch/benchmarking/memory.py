@@ -1,4 +1,7 @@
-"""The most memory in use at once since the last reset, of this process."""
+"""The most memory in use at once since the last reset, of this process; waiting for a device.
+
+A device is named by its type, "cuda" for the current one of several, or with its number, "cuda:1".
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ def reset(device: str) -> int:
     system cannot forget it.
     """
     if _has_own(device):
-        _module(device).reset_peak_memory_stats()
+        _module(device).reset_peak_memory_stats(*_number(device))
         return 0
     _forget()
     return peak(device)
@@ -23,7 +26,9 @@ def reset(device: str) -> int:
 
 def in_use(device: str) -> int:
     """Bytes of now; on a CPU of right after ``reset``."""
-    return int(_module(device).memory_allocated()) if _has_own(device) else peak(device)
+    if not _has_own(device):
+        return peak(device)
+    return int(_module(device).memory_allocated(*_number(device)))
 
 
 def resets(device: str) -> bool:
@@ -41,7 +46,7 @@ def give_back(device: str) -> None:
 def peak(device: str) -> int:
     """Bytes: of the accelerator's allocator, on a CPU of resident memory."""
     if _has_own(device):
-        return int(_module(device).max_memory_allocated())
+        return int(_module(device).max_memory_allocated(*_number(device)))
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: that begins with the parent's peak.
@@ -56,8 +61,13 @@ def peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def synchronize(device: str) -> None:
+    """Wait until the device has done all it was given."""
+    _module(device).synchronize(*_number(device) if _has_own(device) else ())
+
+
 def _has_own(device: str) -> bool:
-    return device in ("cuda", "npu")
+    return _type(device) in ("cuda", "npu")
 
 
 def _forget() -> bool:
@@ -71,4 +81,14 @@ def _forget() -> bool:
 def _module(device: str) -> Any:
     import torch
 
-    return getattr(torch, device)
+    return getattr(torch, _type(device))
+
+
+def _type(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def _number(device: str) -> tuple[int, ...]:
+    """What the functions of ``torch.cuda`` and the like take for one of several."""
+    number = device.partition(":")[2]
+    return (int(number),) if number else ()
