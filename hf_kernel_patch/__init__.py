@@ -16,6 +16,7 @@ from hf_kernel_patch.api import (
     status,
     unpatch,
 )
+from hf_kernel_patch.benchmarking import Benchmark, bench
 from hf_kernel_patch.bisecting import Bisection, bisect
 from hf_kernel_patch.errors import (
     ForeignPatchError,
@@ -43,6 +44,7 @@ __all__ = [
     "Architecture",
     "AutoModelForCausalLM",
     "BaseKernel",
+    "Benchmark",
     "Bisection",
     "ForeignPatchError",
     "KernelPatchCallback",
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "apply_default_kernels",
     "apply_kernel",
+    "bench",
     "bisect",
     "capture_decoding",
     "count_calls",

@@ -10,7 +10,14 @@ from typing import assert_type
 from transformers import LlamaForCausalLM
 
 import hf_kernel_patch
-from hf_kernel_patch import BaseKernel, Bisection, KernelPatchCallback, PatchReport, Verification
+from hf_kernel_patch import (
+    BaseKernel,
+    Benchmark,
+    Bisection,
+    KernelPatchCallback,
+    PatchReport,
+    Verification,
+)
 
 
 class OwnKernel(BaseKernel):
@@ -32,6 +39,7 @@ def right(model: LlamaForCausalLM) -> None:
     KernelPatchCallback(include="auto", exclude="*.LlamaMLP.forward", report=True)
     assert_type(hf_kernel_patch.bisect(lambda: True, "rope"), Bisection)
     assert_type(hf_kernel_patch.verify(model, {"labels": 1}, factor=2), Verification)
+    assert_type(hf_kernel_patch.bench(model, {}, "rope", decode=0), Benchmark)
     with hf_kernel_patch.patched(True) as report:
         assert_type(report, PatchReport)
 

@@ -5,6 +5,7 @@ A device is named by its type, "cuda" for the current one of several, or with it
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from pathlib import Path
@@ -41,6 +42,10 @@ def give_back(device: str) -> None:
     gc.collect()
     if _has_own(device):
         _module(device).empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def peak(device: str) -> int:
