@@ -62,7 +62,7 @@ def check(choice: Choice) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise for a model that cannot be measured as it stands, and where something is patched."""
+    """TypeError or ValueError for a model that cannot be measured as it stands."""
     require_model(model)
     if any(getattr(one, "_compiled_call_impl", None) for one in model.modules()) or hasattr(
         model, "_orig_mod"
@@ -73,6 +73,10 @@ def check_model(model: nn.Module) -> None:
         )
     if any(one.is_meta for one in model.parameters()):
         raise ValueError("the model has weights on the meta device, so it cannot be run")
+
+
+def check_unpatched() -> None:
+    """KernelPatchError where something is patched, or nothing can be."""
     if settings.disabled():
         raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set: nothing can be patched")
     if status().rows:

@@ -16,6 +16,7 @@ from hf_kernel_patch.benchmarking.choosing import (
     Choice,
     check,
     check_model,
+    check_unpatched,
     devices_of,
     title_of,
 )
@@ -75,6 +76,7 @@ class Run:
         check(choice)
         wanted, kernels = choose(**choice.arguments)
         check_model(model)
+        check_unpatched()
         if not kernels:
             raise KernelPatchError(f"nothing to measure: {why_nothing(wanted.why_nothing)}")
         self._model, self._choice, self._told = model, choice, told

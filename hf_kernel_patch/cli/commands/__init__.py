@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hf_kernel_patch.cli.commands import (  # noqa: F401 - they add their commands
     looking,
+    measuring,
     running,
     verifying,
 )

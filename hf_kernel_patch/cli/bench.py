@@ -1,0 +1,163 @@
+"""``hf-kernel-patch bench``: a model is built, measured, and what was found is told and drawn."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hf_kernel_patch import devices
+from hf_kernel_patch.benchmarking.choosing import Choice, check, check_unpatched
+from hf_kernel_patch.benchmarking.result import Benchmark
+from hf_kernel_patch.benchmarking.running import Run
+from hf_kernel_patch.cli import bench_picture
+from hf_kernel_patch.cli.demo import picture, progress
+from hf_kernel_patch.errors import KernelPatchError, cut
+from hf_kernel_patch.patching.choosing import choose
+from hf_kernel_patch.workload import batch_of, load
+from hf_kernel_patch.workload.shrinking import shrink
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Of a model type on an accelerator: so many layers of the widths of its config.
+LAYERS = 4
+#: (sequences, tokens of each), unless somebody says otherwise.
+ON_CPU, ON_ACCELERATOR = (4, 128), (4, 2048)
+#: Sizes of a model type on a CPU, where its config has them: a step takes less than a second.
+WIDTHS = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "moe_intermediate_size": 192,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is measured, as the command line has it; None where that is left to the device."""
+
+    name: str
+    dtype: str | None
+    device: str | None
+    layers: int | None
+    batch: int | None
+    length: int | None
+    seed: int = 0
+
+
+def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) -> None:
+    """Build the model, run the benchmark, print what it found and write the files.
+
+    Raises:
+        ValueError: something that was given cannot be used.
+        OSError: a file cannot be written.
+        KernelPatchError: the model cannot be built or measured, or matplotlib is missing.
+        typer.Exit: Ctrl-C has ended it; what is known by then is printed.
+    """
+    check(choice)
+    check_unpatched()
+    choose(**choice.arguments)
+    _check_files(plot, json)
+    with progress.on_stderr() as told:
+        told.begin("building the model")
+        built, note = build(model)
+        run = Run(built, _batch(built, model, choice), choice, told)
+        try:
+            found = run.result()
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing stays patched", err=True)
+            if run.so_far().rounds:
+                typer.echo(str(run.so_far()))
+            raise typer.Exit(130) from None
+    typer.echo(str(found) + note)
+    _write(found, plot, json)
+
+
+def build(model: Model) -> tuple[nn.Module, str]:
+    """The model, and what there is to say of how it was made."""
+    where = model.device or devices.current()
+    options: dict[str, Any] = {"dtype": model.dtype, "device": where, "seed": model.seed}
+    if not _is_type(model.name):
+        return load(model.name, layers=model.layers, tell=typer.echo, **options), ""
+    if where != "cpu":
+        layers = model.layers or LAYERS
+        note = (
+            f"random weights: the widths of the config of {model.name}, and {layers} layers of it"
+        )
+        return load(model.name, tiny=False, layers=layers, **options), f"\n{note}"
+    wide = _wide(model, options)
+    small = "small" if wide is not None else "very small"
+    built = wide if wide is not None else load(model.name, layers=model.layers, **options)
+    return built, (
+        f"\nrandom weights: a {small} {model.name}, as this is a CPU. Gains of a real model on a "
+        "GPU are others."
+    )
+
+
+def _wide(model: Model, options: dict[str, Any]) -> nn.Module | None:
+    """A model type with ``WIDTHS``, or None where its config is not made for them."""
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[model.name]
+    default = kind()
+    changes = {name: value for name, value in WIDTHS.items() if hasattr(default, name)}
+    try:
+        with tempfile.TemporaryDirectory(prefix="hf-kernel-patch-") as folder:
+            shrink(kind, changes).save_pretrained(folder)
+            made = load(folder, layers=model.layers, tell=lambda line: None, **options)
+        with torch.no_grad():
+            made(**batch_of(made, batch=1, length=8))
+    except Exception:  # sizes that do not fit each other fail in as many ways as there are models
+        return None
+    return made
+
+
+def _batch(built: Any, model: Model, choice: Choice) -> dict[str, Any]:
+    """Random tokens; of the default length as many as the model takes."""
+    accelerator = next(built.parameters()).device.type != "cpu"
+    batch, length = ON_ACCELERATOR if accelerator else ON_CPU
+    config: Any = getattr(built, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest = getattr(text, "max_position_embeddings", None)
+    if isinstance(longest, int) and longest > 0:
+        length = min(length, max(longest - choice.decode, 1))
+    return batch_of(
+        built,
+        batch=batch if model.batch is None else model.batch,
+        length=length if model.length is None else model.length,
+        seed=choice.seed,
+    )
+
+
+def _is_type(name: str) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return name in CONFIG_MAPPING and not Path(name).is_dir()
+
+
+def _check_files(plot: Path | None, json: Path | None) -> None:
+    """Before anything is measured: whether what is found can be written."""
+    if plot is not None:
+        if devices.missing_package("matplotlib"):
+            raise KernelPatchError(
+                "the picture needs matplotlib: pip install 'hf_kernel_patch[bench]'"
+            )
+        picture.check(plot)
+    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise FileNotFoundError(f"--json: {cut(str(json))} is not a file in a folder that exists")
+
+
+def _write(found: Benchmark, plot: Path | None, json: Path | None) -> None:
+    if plot is not None:
+        bench_picture.draw(plot, found)
+        typer.echo(f"picture: {plot}")
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+        typer.echo(f"JSON: {json}")
