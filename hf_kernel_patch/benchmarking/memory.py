@@ -42,10 +42,16 @@ def give_back(device: str) -> None:
     gc.collect()
     if _has_own(device):
         _module(device).empty_cache()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-        if trim is not None:
-            trim(0)
+    else:
+        trim()
+
+
+def trim() -> None:
+    """Have the machine's own allocator, where it is glibc's, keep nothing for later."""
+    if sys.platform == "linux":
+        found = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if found is not None:
+            found(0)
 
 
 def peak(device: str) -> int:

@@ -29,6 +29,7 @@ from hf_kernel_patch.benchmarking.measuring import (
     Told,
     Turn,
     in_turns,
+    quick_collection,
 )
 from hf_kernel_patch.benchmarking.result import Benchmark, Measured
 from hf_kernel_patch.benchmarking.variants import EAGER, PATCHED, Variant, plan
@@ -95,7 +96,7 @@ class Run:
 
     def result(self) -> Benchmark:
         """All rounds."""
-        with kept(self._model), self._compiling():
+        with kept(self._model), self._compiling(), quick_collection():
             self._find_workloads()
             self._settle()
             turns = self._turns()

@@ -51,10 +51,8 @@ def _in_all(found: Benchmark, workload: str) -> str:
         why = "; ".join(f"{one.variant}: {one.failed}" for one in failed)
         return f"In all, {workload} cannot be compared ({why or 'one of the two is missing'})."
     if found.rounds < FEWEST_ROUNDS:
-        return (
-            f"{found.rounds} rounds are too few to tell a difference from noise; "
-            f"{FEWEST_ROUNDS} are the least."
-        )
+        few = f"{_rounds(found)} {'is too little' if found.rounds == 1 else 'are too few'}"
+        return f"{few} to tell a difference from noise; {FEWEST_ROUNDS} are the least."
     if not found.served.get(workload):
         return f"In all, nothing is gained in {workload}: no kernel serves a call there."
     ms = f"{_range(gain.time, 1e3, 2)} ms of {eager.time.median * 1e3:.2f}"
@@ -149,7 +147,7 @@ def _range(found: Difference, unit: float, digits: int) -> str:
 
 def _notes(found: Benchmark) -> list[str]:
     lines = [
-        f"{found.rounds} rounds in turns; speed is that of the median time against eager's; a gain "
+        f"{_rounds(found)} in turns; speed is that of the median time against eager's; a gain "
         "is the median",
         "difference round by round. + is time or memory that is saved, and the range is that of "
         "99% certainty.",
@@ -159,6 +157,10 @@ def _notes(found: Benchmark) -> list[str]:
     if found.ops:
         lines.append(f"{NOISE} may be noise.")
     return lines
+
+
+def _rounds(found: Benchmark) -> str:
+    return "1 round" if found.rounds == 1 else f"{found.rounds} rounds"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

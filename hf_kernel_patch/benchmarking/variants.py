@@ -59,5 +59,6 @@ def plan(
     for op in ops if each else ():
         others = [one for one in ops if one != op]
         made.append(Variant(alone(op), {**arguments, "exclude": (*excluded, *others)}, op))
+    for op in ops if each else ():
         made.append(Variant(without(op), {**arguments, "exclude": (*excluded, op)}, op))
     return [*made, Variant(COMPILED, compiled=True)] if compiled else made
