@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from hf_kernel_patch import devices
 from hf_kernel_patch.benchmarking.choosing import Choice, check, check_unpatched
 from hf_kernel_patch.benchmarking.result import Benchmark
 from hf_kernel_patch.benchmarking.running import Run
-from hf_kernel_patch.cli import bench_picture
+from hf_kernel_patch.cli import bench_liger, bench_picture
 from hf_kernel_patch.cli.demo import picture, progress
 from hf_kernel_patch.errors import KernelPatchError, cut
 from hf_kernel_patch.patching.choosing import choose
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 LAYERS = 4
 #: (sequences, tokens of each), unless somebody says otherwise.
 ON_CPU, ON_ACCELERATOR = (4, 128), (4, 2048)
+SMALL = "very small"
 #: Sizes of a model type on a CPU, where its config has them: a step takes less than a second.
 WIDTHS = {
     "hidden_size": 256,
@@ -49,6 +52,9 @@ class Model:
     batch: int | None
     length: int | None
     seed: int = 0
+    liger: bool = False
+    #: Of a model type on a CPU: whether it runs with ``WIDTHS``, None where that is to be tried.
+    fits: bool | None = None
 
 
 def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) -> None:
@@ -67,16 +73,33 @@ def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) 
     with progress.on_stderr() as told:
         told.begin("building the model")
         built, note = build(model)
-        run = Run(built, _batch(built, model, choice), choice, told)
-        try:
-            found = run.result()
-        except KeyboardInterrupt:
-            typer.echo("interrupted; nothing stays patched", err=True)
-            if run.so_far().rounds:
-                typer.echo(str(run.so_far()))
-            raise typer.Exit(130) from None
+        batch = _batch(built, model, choice)
+        with _with_liger(model, built, note, batch, choice) as chosen:
+            run = Run(built, batch, chosen, told)
+            try:
+                found = run.result()
+            except KeyboardInterrupt:
+                typer.echo("interrupted; nothing stays patched", err=True)
+                if run.so_far().rounds:
+                    typer.echo(str(run.so_far()))
+                raise typer.Exit(130) from None
     typer.echo(str(found) + note)
     _write(found, plot, json)
+
+
+@contextmanager
+def _with_liger(
+    model: Model, built: Any, note: str, batch: dict[str, Any], choice: Choice
+) -> Iterator[Choice]:
+    """The choice with Liger's turns, if those are wanted."""
+    if not model.liger:
+        yield choice
+        return
+    model = replace(model, fits=SMALL not in note)  # so that both are as large
+    model_type = built.config.model_type
+    bench_liger.check(model_type)
+    with bench_liger.started(model, model_type, batch, choice) as turn:
+        yield replace(choice, others={"liger": turn})
 
 
 def build(model: Model) -> tuple[nn.Module, str]:
@@ -91,11 +114,11 @@ def build(model: Model) -> tuple[nn.Module, str]:
             f"random weights: the widths of the config of {model.name}, and {layers} layers of it"
         )
         return load(model.name, tiny=False, layers=layers, **options), f"\n{note}"
-    wide = _wide(model, options)
-    small = "small" if wide is not None else "very small"
-    built = wide if wide is not None else load(model.name, layers=model.layers, **options)
+    wide = _wide(model, options) if model.fits is not False else None
+    size = SMALL if wide is None else "small"
+    built = load(model.name, layers=model.layers, **options) if wide is None else wide
     return built, (
-        f"\nrandom weights: a {small} {model.name}, as this is a CPU. Gains of a real model on a "
+        f"\nrandom weights: a {size} {model.name}, as this is a CPU. Gains of a real model on a "
         "GPU are others."
     )
 
@@ -112,6 +135,8 @@ def _wide(model: Model, options: dict[str, Any]) -> nn.Module | None:
         with tempfile.TemporaryDirectory(prefix="hf-kernel-patch-") as folder:
             shrink(kind, changes).save_pretrained(folder)
             made = load(folder, layers=model.layers, tell=lambda line: None, **options)
+        if model.fits:
+            return made
         with torch.no_grad():
             made(**batch_of(made, batch=1, length=8))
     except Exception:  # sizes that do not fit each other fail in as many ways as there are models

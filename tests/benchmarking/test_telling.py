@@ -13,7 +13,7 @@ from hf_kernel_patch.benchmarking.telling import MIB, columns, verdict
 from hf_kernel_patch.benchmarking.variants import alone, without
 
 ROUNDS = 12
-DRIFT = [0.001 * (number % 5) for number in range(ROUNDS)]
+DRIFT = [0.001 * (number % 3 - 1) for number in range(ROUNDS)]
 
 
 def row(variant: str, seconds: float, mib: float = 100.0, noise: float = 0.0) -> Measured:
@@ -31,13 +31,15 @@ def found_with(rows: Sequence[Measured], ops: Sequence[str] = (), **changes: obj
 def test_a_gain_and_a_loss_are_told_in_the_table_and_in_a_sentence() -> None:
     faster = found_with([row("eager", 0.2), row("patched", 0.1, 60)])
     assert verdict(faster, "training") == [
-        "In all, training runs at 1.99 times the speed when patched, "
-        "+100.00 (+100.00 to +100.00) ms of 202.00.",
+        "In all, training runs at 2.00 times the speed when patched, "
+        "+100.00 (+100.00 to +100.00) ms of 200.00.",
         "Memory that is saved: +40.0 (+40.0 to +40.0) MiB.",
-    ] or verdict(faster, "training")[0].startswith("In all, training runs at 1.98 times")
+    ]
     slower = found_with([row("eager", 0.1), row("patched", 0.2, 160)])
     told = verdict(slower, "training")
-    assert told[0].startswith("In all, training is slower when patched: 0.50 times the speed, -100.00")
+    assert told[0].startswith(
+        "In all, training is slower when patched: 0.50 times the speed, -100.00"
+    )
     assert told[1] == "Memory that is taken in addition: -60.0 (-60.0 to -60.0) MiB."
     same = found_with([row("eager", 0.1), row("patched", 0.1, noise=0.01)])
     assert verdict(same, "training")[0].startswith(
@@ -66,11 +68,11 @@ def test_each_op_is_judged() -> None:
         "No time is gained, but memory: saves",
         "Faster or slower, alone or beside the others: both",
     ]
-    table = {line.split()[0]: line.split()[1:] for line in str(found).splitlines() if line[:2] == "  "}
+    table = {
+        line.split()[0]: line.split()[1:] for line in str(found).splitlines() if line[:2] == "  "
+    }
     assert table["gains"] == ["2", "+10.00", "+0.0~", "+10.00", "+0.0~"]
-    assert table["nothing"] == ["2", "-0.00~", "+0.0~", "+0.00~", "+0.0~"] or table["nothing"][
-        1
-    ].endswith("~")
+    assert [cell[-1] for cell in table["nothing"][1:]] == ["~"] * 4
     assert table["slow"][1] == "-10.00" and table["saves"][2] == "+10.0"
 
 
@@ -95,19 +97,18 @@ def test_everything_is_in_the_json() -> None:
     found = found_with(rows, ["rope"])
     read = json.loads(found.to_json())
     assert len(read["rows"]) == 5 and len(read["rows"][0]["seconds"]) == ROUNDS
-    assert read["rows"][1]["tokens_per_s"] == pytest.approx(512 / 0.102)
+    assert read["rows"][1]["tokens_per_s"] == pytest.approx(5120)
     assert read["rows"][1]["peak_bytes"] == 60 * MIB
     assert read["gains"]["training"]["whole"]["seconds"]["beyond_noise"] is True
     assert read["gains"]["training"]["whole"]["bytes"]["median"] == 40 * MIB
-    assert read["gains"]["training"]["ops"]["rope"]["alone"]["seconds"]["median"] == pytest.approx(0.1)
+    assert read["gains"]["training"]["ops"]["rope"]["alone"]["seconds"]["median"] == pytest.approx(
+        0.1
+    )
     assert pickle.loads(pickle.dumps(found)) == found
     bare = Measured("training", "eager", 512, failed="out of memory")
     assert json.loads(found_with([bare]).to_json())["rows"][0]["seconds_median"] is None
 
 
 def test_columns_are_aligned() -> None:
-    assert columns([["a", "b", "c"], ["long", "-", "a reason of any length"][:3]])[0] == (
-        "  a     b                       c"
-    )
     lines = columns([["a", "b", "c"], ["long", "10", "2"], ["x", "why it failed"]])
     assert lines == ["  a      b  c", "  long  10  2", "  x     why it failed"]

@@ -73,6 +73,9 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Measure what torch.compile makes of the model.")
     ] = False,
+    liger: Annotated[
+        bool, typer.Option("--liger", help="Measure Liger, in a process of its own.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, tokens, dropout and turns.")] = 0,
     plot: Annotated[
         Path | None,
@@ -102,4 +105,5 @@ def bench(
             compiled=compiled,
             seed=seed,
         )
-        measure(Model(target, dtype, device, layers, batch, length, seed), choice, plot, json)
+        model = Model(target, dtype, device, layers, batch, length, seed, liger)
+        measure(model, choice, plot, json)

@@ -113,10 +113,11 @@ def started(plans: Mapping[str, worker.Plan], progress: Lines | Bar) -> Iterator
         yield found
     finally:
         for process in processes.values():
-            _ended(process)
+            ended(process)
 
 
-def _ended(process: SpawnProcess) -> None:
+def ended(process: SpawnProcess) -> None:
+    """End a process, by force where it does not end by itself."""
     if process.pid is None:  # was never started
         return
     process.terminate()
