@@ -99,7 +99,7 @@ def title_of(model: Any, batch: Mapping[str, Any], devices: tuple[str, ...]) -> 
     count = sum(one.numel() for one in model.parameters())
     parts = [
         cut(type(base).__qualname__) + (" with an adapter" if base is not model else ""),
-        *([f"{layers} layers"] if isinstance(layers, int) else []),
+        *([f"{layers} layer{'s' * (layers != 1)}"] if isinstance(layers, int) else []),
         f"{count / 1e6:,.1f} M parameters",
         f"{' and '.join(dtypes)} on {' and '.join(map(_named, devices))}",
         f"batch of {' x '.join(map(str, sizes_of(batch)))}",

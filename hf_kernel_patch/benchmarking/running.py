@@ -92,11 +92,19 @@ class Run:
         self._samples = Samples()
         #: (variant, workload) -> the calls of its first call.
         self._calls: dict[tuple[str, str], Calls] = {}
+        #: Variant -> workload -> the variant whose turns are its own.
+        self._same: dict[str, dict[str, str]] = {}
         self._compiled: Any = None
+        self._warned = False
 
     def result(self) -> Benchmark:
         """All rounds."""
-        with kept(self._model), self._compiling(), quick_collection():
+        with (
+            kept(self._model),
+            self._compiling(),
+            quick_collection(),
+            warnings.catch_warnings(),
+        ):
             self._find_workloads()
             self._settle()
             turns = self._turns()
@@ -105,19 +113,16 @@ class Run:
 
     def so_far(self) -> Benchmark:
         """What is known of the rounds that are whole."""
-        names = {
-            one.name: {work: self._same_as(one, work) for work in self._workloads}
-            for one in self._variants
-        } | {name: {} for name in self._choice.others}
+        names = [*(one.name for one in self._variants), *self._choice.others]
         known = {*self._samples.found, *self._samples.failed}
         whole = {work: self._calls.get((PATCHED, work)) for work in self._workloads}
         return Benchmark(
             title=title_of(self._model, self._batch, self._devices),
             rows=tuple(
-                self._row(name, work, same.get(work, ""))
+                self._row(name, work)
                 for work in self._workloads
-                for name, same in names.items()
-                if (same.get(work) or name, work) in known
+                for name in names
+                if (self._alias(name, work) or name, work) in known
             ),
             ops=self._ops(),
             rounds=self._samples.rounds,
@@ -161,7 +166,7 @@ class Run:
         for number, variant in enumerate(others):
             self._told.step(number, variant.name)
             for name, workload in self._of(variant).items():
-                with self._entered(variant, quiet=variant.name != PATCHED) as (called, report):
+                with self._entered(variant) as (called, report):
                     with _counting():
                         reason = self._clock.once(workload, called)
                     self._calls[variant.name, name] = _calls_of(report)
@@ -178,7 +183,9 @@ class Run:
         """Every variant with the workloads in which it is one of its own."""
         found: dict[str, tuple[Turn, Sequence[str]]] = {}
         for variant in self._variants:
-            names = [name for name in self._of(variant) if not self._same_as(variant, name)]
+            same = {name: self._same_as(variant, name) for name in self._of(variant)}
+            self._same[variant.name] = {name: other for name, other in same.items() if other}
+            names = [name for name, other in same.items() if not other]
             found[variant.name] = (partial(self._turn, variant), names)
         for name, turn in self._choice.others.items():
             found[name] = (turn, [*self._workloads])
@@ -200,17 +207,16 @@ class Run:
             return {name: self._clock.turn(self._workloads[name], called) for name in names}
 
     @contextmanager
-    def _entered(self, variant: Variant, quiet: bool = True) -> Iterator[tuple[Any, PatchReport]]:
+    def _entered(self, variant: Variant) -> Iterator[tuple[Any, PatchReport]]:
         """What is called in place of the model, and the report; patched meanwhile."""
         if variant.arguments is None:
             yield self._compiled_model() if variant.compiled else self._model, PatchReport()
             return
-        with warnings.catch_warnings():
-            if quiet:  # what is skipped is told once
+        with patched(**variant.arguments) as report:
+            if not self._warned:  # what is skipped is told once
                 warnings.simplefilter("ignore", KernelPatchWarning)
-            block = patched(**variant.arguments)
-            with block as report:
-                yield self._model, report
+                self._warned = True
+            yield self._model, report
 
     def _of(self, variant: Variant) -> dict[str, Workload]:
         """The workloads of a variant."""
@@ -246,7 +252,11 @@ class Run:
         """The ops that serve calls, in the whole or alone."""
         return tuple(dict.fromkeys(op for one in self._calls.values() for op in one.served))
 
-    def _row(self, variant: str, workload: str, same_as: str) -> Measured:
+    def _alias(self, variant: str, workload: str) -> str:
+        return self._same.get(variant, {}).get(workload, "")
+
+    def _row(self, variant: str, workload: str) -> Measured:
+        same_as = self._alias(variant, workload)
         samples = self._samples.found.get((same_as or variant, workload), [])
         peaks = [one.peak for one in samples if one.peak is not None]
         return Measured(

@@ -87,7 +87,7 @@ def _judgement(found: Benchmark, workload: str, op: str) -> str:
         return "Faster or slower, alone or beside the others" if any(worse) else ""
     saves = any(one.memory and one.memory.beyond_noise and one.memory.median > 0 for one in known)
     time = "Slower" if any(worse) else "No time is gained"
-    return f"{time}, but memory" if saves else time if any(worse) else "Nothing is gained"
+    return f"{time}, but memory is saved" if saves else time if any(worse) else "Nothing is gained"
 
 
 def _table(found: Benchmark, workload: str) -> list[str]:

@@ -81,7 +81,7 @@ def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) 
             except KeyboardInterrupt:
                 typer.echo("interrupted; nothing stays patched", err=True)
                 if run.so_far().rounds:
-                    typer.echo(str(run.so_far()))
+                    typer.echo(str(run.so_far()) + note)
                 raise typer.Exit(130) from None
     typer.echo(str(found) + note)
     _write(found, plot, json)

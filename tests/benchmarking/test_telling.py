@@ -65,7 +65,7 @@ def test_each_op_is_judged() -> None:
     assert verdict(found, "training")[2:] == [
         "Nothing is gained: nothing",
         "Slower: slow",
-        "No time is gained, but memory: saves",
+        "No time is gained, but memory is saved: saves",
         "Faster or slower, alone or beside the others: both",
     ]
     table = {

@@ -49,7 +49,7 @@ def test_a_model_type_is_built_and_said_to_be(tmp_path: Path) -> None:
         "--layers", "1",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("LlamaForCausalLM, 1 layers, ")
+    assert result.stdout.startswith("LlamaForCausalLM, 1 layer, ")
     assert "training: " not in result.stdout
     assert "random weights: a small llama, as this is a CPU." in result.stdout
     assert "/tmp" not in result.stdout and "no weights" not in result.stdout
