@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.errors import KernelPatchError
-from hf_kernel_patch.workload import device_of
+from hf_kernel_patch.workload import seeded
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +48,7 @@ def kept(model: nn.Module, train: bool) -> Iterator[None]:
     import torch
 
     with ExitStack() as stack:
-        device = device_of(model)
-        own = [] if device.type in ("cpu", "meta") else [device]
-        kind = own[0].type if own else "cuda"
-        stack.enter_context(torch.random.fork_rng(own, device_type=kind))
-        stack.callback(random.setstate, random.getstate())
+        stack.enter_context(seeded(0))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for module in model.modules():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Tensors = dict[str, "torch.Tensor"]
+Cast = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass
@@ -54,27 +55,33 @@ class Trials:
     def run(self) -> Result:
         """The module as it is now, patched or not."""
         with _replayed(self.module, self.call.parts) as (leaves, replay):
-            replay(lambda value: value)
-            return self._run(self.module, leaves, wide=False)
+            replay(_as_it_is)
+            return self._run(self.module, leaves, _as_it_is)
 
     def truth(self) -> Result:
         """A copy of the module in float64. Only while nothing is patched."""
         import torch
 
-        with _replayed(self.module, self.call.parts):
-            copied = double_of(self.module)
-        with _replayed(copied, self.call.parts, self.module) as (leaves, replay):
-            replay(lambda value: value.to(torch.float64))
-            return self._run(copied, leaves, wide=True)
+        weight = next(self.module.parameters(), None)
+        device = None if weight is None else device_for_double(weight.device)
 
-    def _run(self, module: nn.Module, leaves: Tensors, wide: bool) -> Result:
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, torch.float64 if tensor.is_floating_point() else tensor.dtype)
+
+        with _replayed(self.module, self.call.parts):
+            copied = double_of(self.module, device)
+        with _replayed(copied, self.call.parts, self.module) as (leaves, replay):
+            replay(cast)
+            return self._run(copied, leaves, cast)
+
+    def _run(self, module: nn.Module, leaves: Tensors, cast: Cast) -> Result:
         import torch
 
-        args, kwargs = _as_leaves(self.call, _names(module, self.call), leaves, wide)
+        args, kwargs = _as_leaves(self.call, _names(module, self.call), leaves, cast)
         own = {name: one for name, one in module.named_parameters() if one.requires_grad}
         torch.manual_seed(self._seed)
         forget_graphs(module)
-        with steered(self._choices, wide):
+        with steered(self._choices, wide=cast is not _as_it_is):
             outputs = flattened(module(*args, **kwargs))
             targets = {name: one for name, one in outputs.items() if one.requires_grad}
             if "loss" in targets:  # a training step
@@ -170,14 +177,20 @@ def calls(modules: Mapping[str, nn.Module], forward: Callable[[], object]) -> di
     return found
 
 
+def device_for_double(device: torch.device) -> str | None:
+    """Where float64 is computed for a device: None for itself."""
+    return None if device.type in ("cpu", "cuda", "xpu") else "cpu"
+
+
 def double_of(module: nn.Module, device: str | None = None) -> nn.Module:
-    """A copy in float64 that runs by code that takes float64."""
+    """A copy in float64 that runs by code that takes float64, on a device or on the module's."""
     import torch
 
     # A module may keep tensors as plain attributes, also such of an earlier call and its graph.
     held = [one for part in module.modules() for one in vars(part).values()]
     tensors = [one for one in held if type(one) is torch.Tensor and one.is_floating_point()]
-    copied = copy.deepcopy(module, {id(one): one.detach().double() for one in tensors})
+    wide = {id(one): one.detach().to(device, torch.float64) for one in tensors}
+    copied = copy.deepcopy(module, wide)
     copied = (copied if device is None else copied.to(device)).double()
     for one in copied.modules():
         config: Any = getattr(one, "config", None)
@@ -196,60 +209,56 @@ def _names(module: nn.Module, call: Call) -> list[str]:
     return [*known, *(f"argument {place}" for place in range(len(known), len(call.args)))]
 
 
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 def _as_leaves(
-    call: Call, names: list[str], leaves: Tensors, wide: bool
+    call: Call, names: list[str], leaves: Tensors, cast: Cast
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments, where those that have a gradient come from leaves, which are added."""
+    args = tuple(_given(name, value, leaves, cast) for name, value in zip(names, call.args))
+    return args, {name: _given(name, value, leaves, cast) for name, value in call.kwargs.items()}
+
+
+def _given(name: str, value: Any, leaves: Tensors, cast: Cast) -> Any:
+    """A value to call with, whose tensors may be written to."""
     import torch
     from torch.utils._pytree import tree_map_only
 
-    def given(name: str, value: Any) -> Any:
-        def leaf(tensor: torch.Tensor) -> torch.Tensor:
-            return _leaf(name, tensor, leaves, torch.float64 if wide else tensor.dtype)
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        made = cast(tensor.detach())
+        if not tensor.is_floating_point():
+            return made
+        made = made.clone() if made.data_ptr() == tensor.data_ptr() else made
+        if not tensor.requires_grad:
+            return made
+        own = name if name not in leaves else f"{name}[{len(leaves)}]"
+        leaves[own] = made.requires_grad_()
+        return made.clone()
 
-        return tree_map_only(torch.Tensor, leaf, value)
-
-    args = tuple(given(name, value) for name, value in zip(names, call.args))
-    return args, {name: given(name, value) for name, value in call.kwargs.items()}
-
-
-def _leaf(name: str, tensor: torch.Tensor, leaves: Tensors, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor to call with, which may be written to; ``leaves`` has where its gradient goes."""
-    if not tensor.is_floating_point():
-        return tensor
-    made = tensor.detach().to(dtype, copy=True)
-    if not tensor.requires_grad:
-        return made
-    own = name if name not in leaves else f"{name}[{len(leaves)}]"
-    leaves[own] = made.requires_grad_()
-    return made.clone()
+    return tree_map_only(torch.Tensor, leaf, value)
 
 
 @contextmanager
 def _replayed(
     module: nn.Module, parts: Mapping[str, Any], original: nn.Module | None = None
-) -> Iterator[tuple[Tensors, Callable[[Callable[[Any], Any]], None]]]:
+) -> Iterator[tuple[Tensors, Callable[[Cast], None]]]:
     """Models inside of a module stand aside; ``replay`` has others give what they gave.
 
     It is told how tensors are cast. The leaves of what is given are in the dictionary. A copy whose
     parts are no models has those of the original in their place.
     """
     import torch
-    from torch.utils._pytree import tree_map_only
 
     leaves: Tensors = {}
     before = {name: module._modules[name] for name in parts}
     held = (original or module)._modules
     models = {name: held[name] for name in parts}
 
-    def replay(cast: Callable[[Any], Any]) -> None:
+    def replay(cast: Cast) -> None:
         for name, output in parts.items():
-
-            def leaf(tensor: torch.Tensor, name: str = name) -> torch.Tensor:
-                like = cast(tensor) if tensor.is_floating_point() else tensor
-                return _leaf(f"output of {name}", tensor, leaves, like.dtype)
-
-            given = tree_map_only(torch.Tensor, leaf, output)
+            given = _given(f"output of {name}", output, leaves, cast)
             module._modules[name] = _stand_in()(models[name], given)
 
     try:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.errors import MOST, listed
+from hf_kernel_patch.errors import listed
 from hf_kernel_patch.verifying.comparing import Measure, worst
 from hf_kernel_patch.version import versions
 
 if TYPE_CHECKING:
     from torch import nn
+
+#: How many modules that are worse are told of in words, the worst ones.
+TOLD = 8
 
 
 class Verdict(StrEnum):
@@ -202,9 +205,12 @@ class Verification:
     def notes(self) -> list[str]:
         """Sentences below the tables."""
         found = [f"the model as a whole was not compared: {self.note}"] if self.note else []
-        for row in self.worse[:MOST]:
+        shown = sorted(self.worse, key=lambda row: -row.excess)[:TOLD]
+        for row in shown:
             bad = row.reason or listed((_told(one) for one in row.measures[:3] if one.worse), "; ")
             found.append(f"worse: {row.module or 'the model'} by {', '.join(row.kernels)}: {bad}")
+        if more := len(self.worse) - len(shown):
+            found.append(f"worse: {more} modules more, see rows or --json")
         if self.worse:
             found.append(f'leave out what is worse by exclude="{self.exclude}"')
         return ["", *found] if found else []

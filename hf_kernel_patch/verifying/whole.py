@@ -10,7 +10,7 @@ from hf_kernel_patch.errors import KernelPatchError, cut
 from hf_kernel_patch.verifying.comparing import Measure, compared, epsilon_of, mean, worst
 from hf_kernel_patch.verifying.finding import layers_of
 from hf_kernel_patch.verifying.keeping import forget_graphs
-from hf_kernel_patch.verifying.measuring import Result, double_of, flattened
+from hf_kernel_patch.verifying.measuring import Result, device_for_double, double_of, flattened
 from hf_kernel_patch.verifying.steering import Choices, steered
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def room_for(model: nn.Module) -> tuple[str | None, str]:
     need = sum(one.numel() for one in weights) * _BYTES
     devices = {one.device for one in weights}
     (device, *others) = devices
-    if not others:
+    if not others and device_for_double(device) is None:
         free = _free(device)
         if free is None or need < 0.8 * free:
             return None, ""

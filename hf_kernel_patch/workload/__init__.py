@@ -2,5 +2,6 @@
 
 from hf_kernel_patch.workload.batches import as_batch, batch_of, device_of
 from hf_kernel_patch.workload.loading import load
+from hf_kernel_patch.workload.seeds import seeded
 
-__all__ = ["as_batch", "batch_of", "device_of", "load"]
+__all__ = ["as_batch", "batch_of", "device_of", "load", "seeded"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_kernel_patch import devices
 from hf_kernel_patch.errors import KernelPatchError, cut, shown, unknown
 from hf_kernel_patch.workload.finding import cached_file, file_of_folder, not_found
+from hf_kernel_patch.workload.seeds import seeded
 from hf_kernel_patch.workload.shrinking import OF_TYPE, layers_of, shrink, with_layers
 
 if TYPE_CHECKING:
@@ -240,10 +241,8 @@ def _random(kind: Any, config: Any, dtype: torch.dtype, device: torch.device, se
     """A model with random weights; the same for each seed on one kind of device."""
     import torch
 
-    own = [] if device.type == "cpu" else [device]
     before = torch.get_default_dtype()
-    with torch.random.fork_rng(own, device_type="cuda" if not own else device.type):
-        torch.manual_seed(seed)
+    with seeded(seed):
         torch.set_default_dtype(dtype)
         try:
             with device:

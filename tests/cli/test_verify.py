@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from hf_kernel_patch import registry
 from hf_kernel_patch.kernels import register_kernel
@@ -77,6 +78,19 @@ def test_a_wrong_kernel_ends_with_1_and_is_named(wrong_swiglu: str, tmp_path: Pa
     excluded = invoke(*asked, "--length", 16, "--exclude", MLP)
     assert excluded.exit_code == 0, excluded.output
     assert invoke(*asked, "--length", 16, "--factor", "1e9").exit_code == 0
+
+
+def test_the_folder_of_an_adapter_is_verified(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    asked = ("verify", tmp_path / "adapter", "--device", "cpu", "--length", 16)
+    done = invoke(*asked, "--include", f"torch_fused_lora,{NORM}")
+    assert done.exit_code == 0, done.output
+    assert "2 of 2 sites verified" in done.stdout
+    assert "peft.tuners.lora.layer.Linear.forward" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,14 @@ def test_experts_are_seen_as_eager_has_chosen_them(name: str) -> None:
     assert "torch_fused_moe" in served
 
 
+def test_of_many_that_are_worse_the_worst_are_told(wrong: Callable[..., str]) -> None:
+    model = llama_of(num_hidden_layers=6)
+    found = verify(model, batch(), wrong(NORM, result=1.01), models="llama", whole=False)
+    assert len(found.worse) == 13
+    lines = [line for line in str(found).splitlines() if line.startswith("worse: ")]
+    assert len(lines) == 9 and lines[-1] == "worse: 5 modules more, see rows or --json"
+
+
 def test_what_falls_back_is_no_verdict_and_says_why() -> None:
     found = verify(llama_of(), batch(), [LOSS], train=False)
     (row,) = found.rows
