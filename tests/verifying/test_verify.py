@@ -42,10 +42,10 @@ def wrong() -> Iterator[Callable[..., str]]:
     def register(like: str, result: float = 1.0, gradient: float = 1.0, fails: bool = False) -> str:
         right = registry.kernels()[like]
 
-        def function(*arguments: Any) -> Any:
+        def function(*arguments: Any, **named: Any) -> Any:
             if fails:
                 raise ZeroDivisionError("the kernel is wrong")
-            found = right.load()(*arguments)
+            found = right.load()(*arguments, **named)
             if isinstance(found, tuple):
                 return (Wrong.apply(found[0], result, gradient), *found[1:])
             return Wrong.apply(found, result, gradient)
@@ -113,23 +113,44 @@ def test_a_kernel_that_is_off_by_a_hundredth_is_named_and_no_other(
     assert any(one.worse for one in found.whole)
 
 
-def test_a_loss_that_is_off_by_a_hundredth_is_named(wrong: Callable[..., str]) -> None:
-    right = registry.kernels()[LOSS]
-    members = {
-        "kernel_id": "wrong_loss",
-        "function": staticmethod(lambda *a, **k: Wrong.apply(right.load()(*a, **k), 1.0, 1.01)),
-    }
-    register_kernel(type("WrongLoss", (right,), members))
-    try:
-        found = verify(llama_of(), batch(), ["wrong_loss", NORM, ADD], models="llama", whole=False)
-    finally:
-        del registry.kernels()["wrong_loss"]
-    (row,) = found.worse
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [("mixtral", "torch_fused_moe"), ("qwen3", "torch_fused_qk_norm_rope"), ("qwen2", LOSS)],
+)
+@pytest.mark.parametrize("what", ["result", "gradient"])
+def test_a_larger_kernel_that_is_off_is_named_and_no_other(
+    wrong: Callable[..., str], name: str, like: str, what: str
+) -> None:
+    bad = wrong(like, **{what: 1.01})
+    others = [one for one in (NORM, ADD, LOSS) if one != like]
+    found = verify(tiny_model(name), batch(), [bad, *others], models=name, whole=False)
+    assert len(found.sites) == 1 and all(row.kernels == (bad,) for row in found.worse)
+
+
+def test_a_loss_s_wrong_gradient_is_that_of_the_head(wrong: Callable[..., str]) -> None:
+    bad = wrong(LOSS, gradient=1.01)
+    (row,) = verify(llama_of(), batch(), bad, models="llama", whole=False).worse
     assert row.site == f"{MODELLING}LlamaForCausalLM.forward" and row.module == ""
-    assert {one.name for one in row.measures if one.worse} == {
-        "output of model",
-        "lm_head.weight",
-    }
+    assert {one.name for one in row.measures if one.worse} == {"output of model", "lm_head.weight"}
+
+
+def test_one_module_that_is_off_is_named_and_none_after_it() -> None:
+    model, right = llama_of(num_hidden_layers=3), registry.kernels()[NORM]
+    chosen = model.model.layers[1].post_attention_layernorm.weight
+
+    def function(x: torch.Tensor, weight: torch.Tensor, *more: Any) -> torch.Tensor:
+        return right.load()(x, weight, *more) * (1.01 if weight is chosen else 1.0)
+
+    members = {"kernel_id": "wrong_once", "function": staticmethod(function)}
+    register_kernel(type("WrongOnce", (right,), members))
+    try:
+        found = verify(model, batch(), ["wrong_once", SWIGLU], models="llama")
+    finally:
+        del registry.kernels()["wrong_once"]
+    (row,) = found.worse
+    assert row.module == "model.layers.1.post_attention_layernorm" and row.layer == 1
+    assert "WORSE in 1 of 7, most in model.layers.1.post_attention_layernorm" in str(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
