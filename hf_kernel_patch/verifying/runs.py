@@ -28,8 +28,9 @@ from hf_kernel_patch.verifying.whole import Whole, room_for, whole_measures, why
 if TYPE_CHECKING:
     from torch import nn
 
-#: (site, path of a module) -> what came of its patched run, and its calls by their outcome.
-_Ours = dict[tuple[str, str], tuple[Result | Exception, Counter[Any]]]
+#: What came of a patched run, and its calls by their outcome; and that by site and module.
+_Found = tuple[Result | Exception, Counter[Any]]
+_Ours = dict[tuple[str, str], _Found]
 
 
 class Run:
@@ -74,20 +75,20 @@ class Run:
         self._tell("the whole model")
         eager = _attempt(self._whole.run)
         if isinstance(eager, Exception):
-            return [], f"the original fails by itself: {named(eager)}"
+            return [], f"the original fails by itself: {_named(eager)}"
         try:
             with self._patched():
                 ours = self._whole.run()
         except Exception as error:
             return [Measure("the patched model", False, float("inf"), 0.0, 0.0)], (
-                f"patched, it fails: {named(error)}"
+                f"patched, it fails: {_named(error)}"
             )
         self._tell("the whole model in float64")
         try:
             truth = self._whole.truth(device)
             measures = whole_measures(ours, eager, truth, self._model, self._factor)
         except Exception as error:
-            return [], f"it cannot be run in float64: {named(error)}"
+            return [], f"it cannot be run in float64: {_named(error)}"
         return measures, ""
 
     def _part(self, modules: dict[str, nn.Module]) -> dict[tuple[str, str], Checked]:
@@ -103,12 +104,14 @@ class Run:
             if paths:
                 ours |= self._ours(site, {path: trials[path] for path in paths})
         rows: dict[tuple[str, str], Checked] = {}
-        for path in modules:
+        for path, module in modules.items():
             chosen = [site for site, held in self._modules.items() if path in held]
-            truth = self._truth(trials[path], eager[path]) if path in trials else None
+            found = {site: ours[site, path] for site in chosen if (site, path) in ours}
+            wanted = any(map(_is_served, found.values()))
+            wide = self._truth(trials[path], module) if wanted else "not wanted"
             for site in chosen:
                 verdict, reason, measures = self._judged(
-                    eager.get(path), ours.get((site, path)), truth, modules[path]
+                    eager.get(path), found.get(site), wide, module
                 )
                 rows[site, path] = Checked(
                     site=site,
@@ -132,30 +135,32 @@ class Run:
         return found
 
     @staticmethod
-    def _truth(trial: Trials, eager: Result | Exception) -> Result | Exception:
-        return eager if isinstance(eager, Exception) else _attempt(trial.truth)
+    def _truth(trial: Trials, module: nn.Module) -> Result | str:
+        """The run in float64, or why there is none."""
+        if why := why_no_double(own_parameters(module)):
+            return why
+        found = _attempt(trial.truth)
+        return found if isinstance(found, Result) else f"no float64 run: {_named(found)}"
 
     def _judged(
         self,
         eager: Result | Exception | None,
-        found: tuple[Result | Exception, Counter[Any]] | None,
-        truth: Result | Exception | None,
+        found: _Found | None,
+        truth: Result | str,
         module: nn.Module,
     ) -> tuple[Verdict, str, list[Measure]]:
-        if eager is None or truth is None:
+        if eager is None:
             return Verdict.NOT_CHECKED, "the model does not call it on this batch", []
         if isinstance(eager, Exception) or found is None:
-            return Verdict.NOT_CHECKED, f"the original fails by itself: {named(eager)}", []
+            return Verdict.NOT_CHECKED, f"the original fails by itself: {_named(eager)}", []
         ours, counted = found
         if isinstance(ours, Exception):
-            return Verdict.WORSE, f"it fails: {named(ours)}", []
-        if not any(one.how in (How.SERVED, How.REPLAYED) for one in counted):
+            return Verdict.WORSE, f"it fails: {_named(ours)}", []
+        if not _is_served(found):
             reasons = dict.fromkeys(str(one.reason) for one in counted if one.reason)
             return Verdict.NOT_SERVED, "; ".join(reasons) or "its fused code was not reached", []
-        if why := why_no_double(own_parameters(module)):
-            return Verdict.NOT_CHECKED, why, []
-        if isinstance(truth, Exception):
-            return Verdict.NOT_CHECKED, f"no float64 run: {named(truth)}", []
+        if isinstance(truth, str):
+            return Verdict.NOT_CHECKED, truth, []
         held = [*own_parameters(module), *eager.outputs.values()]
         try:
             measures = compared(ours, eager, truth, epsilon_of(held), self._factor)
@@ -182,6 +187,12 @@ def _attempt(run: Callable[[], Result]) -> Result | Exception:
         return error.with_traceback(None)  # which would hold all tensors of the run
 
 
+def _is_served(found: _Found) -> bool:
+    ours, counted = found
+    served = any(one.how in (How.SERVED, How.REPLAYED) for one in counted)
+    return served and isinstance(ours, Result)
+
+
 def _counts(rows: list[Row], site: str) -> Counter[Any]:
     """The calls of a site so far, by their outcome."""
     found: Counter[Any] = Counter()
@@ -191,5 +202,6 @@ def _counts(rows: list[Row], site: str) -> Counter[Any]:
     return found
 
 
-def named(error: object) -> str:
+def _named(error: object) -> str:
+    """An error in a line."""
     return f"{type(error).__name__}: {cut(str(error).partition(chr(10))[0], 300)}"

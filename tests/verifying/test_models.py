@@ -205,6 +205,19 @@ def test_weights_that_have_no_float64() -> None:
     assert room_for(model)[1] == "weights on the meta device have no values here"
 
 
+def test_modules_with_quantised_weights_are_not_checked_and_others_are() -> None:
+    model = tiny_model("llama")
+    quantised = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    model.model.layers[0].mlp.register_parameter("quantised", quantised)
+    found = verify(model, batch(), f"{NORM},{SWIGLU}")
+    first, second = found.by_site()[f"{MODELLING}LlamaMLP.forward"]
+    assert first.verdict is Verdict.NOT_CHECKED and second.verdict is Verdict.RIGHT
+    assert first.reason == found.note == "weights in uint8 have no float64"
+    norms = found.by_site()[f"{MODELLING}LlamaRMSNorm.forward"]
+    assert {row.verdict for row in norms} == {Verdict.RIGHT}
+    assert "ok; 1 of 2 not checked: weights in uint8 have no float64" in str(found)
+
+
 def test_a_copy_that_finds_no_room_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_kernel_patch.verifying import whole
 
