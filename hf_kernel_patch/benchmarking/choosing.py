@@ -118,5 +118,6 @@ def _named(device: str) -> str:
     kind = device.partition(":")[0]
     name = getattr(getattr(torch, kind, None), "get_device_name", None)
     if kind == "cpu" or name is None:
-        return f"{device} ({torch.get_num_threads()} threads)" if kind == "cpu" else device
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'s' * (threads != 1)})" if kind == "cpu" else device
     return f"{device} ({name(torch.device(device))})"

@@ -202,9 +202,10 @@ def why(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a device, or of the machine, for which torch has no class of its own."""
+    """Of a device, or of the machine; torch has no class of its own for all of them."""
     import torch
 
+    words = ("can't allocate memory", "out of memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(one in str(error).lower() for one in words)
     )

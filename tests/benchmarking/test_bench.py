@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -204,9 +205,15 @@ def test_one_line_of_python_and_what_it_prints() -> None:
 
 
 def test_the_compiled_model_is_measured_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend="eager"))
+    compile, graphs = torch.compile, list[Any]()
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model: compile(model, backend=backend))
     found = measured(tiny_model("llama"), include=NORM, ops=False, compiled=True, decode=1)
+    assert len(graphs) == 1  # patching the model in between costs no compilation
     assert found.row("training", "compile").failed == ""
     assert len(found.row("training", "compile").seconds) == 2
     assert found.row("decoding", "compile") is None

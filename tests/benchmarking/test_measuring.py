@@ -134,6 +134,7 @@ def test_the_first_call_of_a_turn_is_not_timed_and_short_ones_are_repeated() -> 
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
             "out of memory",
         ),
+        (RuntimeError("CUDA error: out of memory"), "out of memory"),
         (ValueError("no\nsuch thing"), "ValueError: no such thing"),
         (ZeroDivisionError(), "ZeroDivisionError"),
     ],
