@@ -103,6 +103,13 @@ class Benchmark:
         memory = difference(first.peaks, other.peaks) if first.peaks and other.peaks else None
         return Gain(difference(first.seconds, other.seconds), memory)
 
+    def speed_up(self, workload: str, variant: str = PATCHED) -> Spread | None:
+        """Eager's time over that of a variant, round by round; None where one has no times."""
+        first, other = self.row(workload, EAGER), self.row(workload, variant)
+        if first is None or other is None or not first.seconds or not other.seconds:
+            return None
+        return spread([a / b for a, b in zip(first.seconds, other.seconds, strict=True)])
+
     def gain_alone(self, workload: str, op: str) -> Gain | None:
         """What an op gains where it is the only one, against eager."""
         return self.gain(workload, alone(op))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_kernel_patch.benchmarking.noise import FEWEST_ROUNDS, Difference
+from hf_kernel_patch.benchmarking.noise import FEWEST_ROUNDS, Difference, Spread
 from hf_kernel_patch.benchmarking.result import Benchmark, Gain, Measured
 from hf_kernel_patch.benchmarking.variants import EAGER, PATCHED
 
@@ -44,9 +44,9 @@ def verdict(found: Benchmark, workload: str) -> list[str]:
 
 
 def _in_all(found: Benchmark, workload: str) -> str:
-    gain = found.gain(workload)
+    gain, speed = found.gain(workload), found.speed_up(workload)
     eager, patched = found.row(workload, EAGER), found.row(workload, PATCHED)
-    if gain is None or eager is None or patched is None or not (eager.time and patched.time):
+    if gain is None or speed is None or eager is None or eager.time is None:
         failed = [one for one in (eager, patched) if one is not None and one.failed]
         why = "; ".join(f"{one.variant}: {one.failed}" for one in failed)
         return f"In all, {workload} cannot be compared ({why or 'one of the two is missing'})."
@@ -58,10 +58,10 @@ def _in_all(found: Benchmark, workload: str) -> str:
     ms = f"{_range(gain.time, 1e3, 2)} ms of {eager.time.median * 1e3:.2f}"
     if not gain.time.beyond_noise:
         return f"In all, nothing is gained in {workload}: the difference, {ms}, may be noise."
-    ratio = eager.time.median / patched.time.median
     if gain.time.median < 0:
-        return f"In all, {workload} is slower when patched: {ratio:.2f} times the speed, {ms}."
-    return f"In all, {workload} runs at {ratio:.2f} times the speed when patched, {ms}."
+        times = f"{speed.median:.2f} times the speed"
+        return f"In all, {workload} is slower when patched: {times}, {ms}."
+    return f"In all, {workload} runs at {speed.median:.2f} times the speed when patched, {ms}."
 
 
 def _memory(found: Benchmark, workload: str) -> list[str]:
@@ -93,25 +93,23 @@ def _judgement(found: Benchmark, workload: str, op: str) -> str:
 def _table(found: Benchmark, workload: str) -> list[str]:
     """The variants, one a line."""
     head = ["variant", "ms", "middle half", "tokens/s", "speed", f"peak MiB ({found.memory})"]
-    eager = found.row(workload, EAGER)
     lines = [head]
     for row in found.rows:
         if row.workload == workload and not row.same_as:
-            lines.append(_line(row, eager))
+            lines.append(_line(row, found.speed_up(workload, row.variant)))
     return columns(lines)
 
 
-def _line(row: Measured, eager: Measured | None) -> list[str]:
+def _line(row: Measured, speed_up: Spread | None) -> list[str]:
     if row.time is None or row.speed is None:
         return [row.variant, "-", row.failed or "not measured"]
-    ratio = "" if eager is None or eager.time is None else eager.time.median / row.time.median
     low, high = row.time.low * 1e3, row.time.high * 1e3
     return [
         row.variant,
         f"{row.time.median * 1e3:.2f}",
         f"{low:.2f} to {high:.2f}",
         f"{row.speed.median:,.0f}",
-        f"{ratio:.2f}x" if ratio else "",
+        "" if speed_up is None else f"{speed_up.median:.2f}x",
         "unknown" if row.peak is None else f"{row.peak / MIB:,.1f}",
     ]
 
@@ -147,10 +145,9 @@ def _range(found: Difference, unit: float, digits: int) -> str:
 
 def _notes(found: Benchmark) -> list[str]:
     lines = [
-        f"{_rounds(found)} in turns; speed is that of the median time against eager's; a gain "
-        "is the median",
-        "difference round by round. + is time or memory that is saved, and the range is that of "
-        "99% certainty.",
+        f"{_rounds(found)} in turns. Speed is eager's time over the variant's, a gain is the "
+        "difference: medians, round by round.",
+        "+ is time or memory that is saved, and the range is that of 99% certainty.",
     ]
     if found.memory == "added":
         lines.append("On a CPU the memory is what a call adds to the process: a rough figure.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_kernel_patch.benchmarking.noise import Difference
+from hf_kernel_patch.benchmarking.noise import Difference, Spread
 from hf_kernel_patch.benchmarking.result import Benchmark, Measured
 from hf_kernel_patch.benchmarking.telling import MIB
 from hf_kernel_patch.benchmarking.variants import EAGER
@@ -29,7 +29,7 @@ def draw(output: Path, found: Benchmark) -> None:
         pictures.bars(
             speeds,
             LIGHT,
-            [("", [_speed(row, found.row(work, EAGER)) for row in rows])],
+            [("", [_speed(row, found.speed_up(work, row.variant)) for row in rows])],
             f"{work}: tokens a second (line: middle half)",
         )
         peaks = [
@@ -47,12 +47,12 @@ def _shown(found: Benchmark, workload: str) -> list[Measured]:
     return sorted(rows, key=lambda row: 0.5 if " " in row.variant else order.index(row.variant))
 
 
-def _speed(row: Measured, eager: Measured | None) -> Bar:
-    if row.speed is None or row.time is None:
+def _speed(row: Measured, speed_up: Spread | None) -> Bar:
+    if row.speed is None:
         return Bar(row.variant, 0, row.failed)
     label = f"{row.speed.median:,.0f}"
-    if row.variant != EAGER and eager is not None and eager.time is not None:
-        label += f"  {eager.time.median / row.time.median:.2f}x"
+    if row.variant != EAGER and speed_up is not None:
+        label += f"  {speed_up.median:.2f}x"
     return Bar(row.variant, row.speed.median, label, (row.speed.low, row.speed.high))
 
 
