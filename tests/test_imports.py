@@ -24,6 +24,7 @@ LAYERS = (
     {"registry"},
     {"recognition"},
     {"models"},
+    {"measuring"},
     {"patching"},
     {"api"},
     {"workload"},
