@@ -14,6 +14,7 @@ from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.recognition.edits import CannotRewrite, Edit, edited
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Leaf, Rule, build, known
+from hf_kernel_patch.recognition.measured import site_class
 from hf_kernel_patch.recognition.rewriting import rewritten
 from hf_kernel_patch.recognition.site import Site
 from hf_kernel_patch.recognition.source import innermost
@@ -28,7 +29,8 @@ class Request:
     """What is asked of one function: the leaf or rule that serves it, by which kernel, and how.
 
     ``called`` is, for a leaf that is a function of its own, where the caller is rewritten instead:
-    (the module that holds it, its name there, the function).
+    (the module that holds it, its name there, the function). ``measured`` says that a measurement
+    may leave calls to the original.
     """
 
     code: str
@@ -36,6 +38,7 @@ class Request:
     explicit: bool = False
     options: tuple[tuple[str, object], ...] = ()
     called: Located | None = None
+    measured: bool = False
 
 
 def request(
@@ -44,10 +47,11 @@ def request(
     explicit: bool,
     options: Mapping[str, object],
     called: Located | None = None,
+    measured: bool = False,
 ) -> Request:
     """A Request for a kernel with its own options as they are now, but for those given."""
     every = tuple(sorted({**kernel.options, **options}.items()))
-    return Request(code, kernel, explicit, every, called)
+    return Request(code, kernel, explicit, every, called, measured)
 
 
 class Composed:
@@ -138,7 +142,8 @@ def _compose(original: Any, owner: object, requests: tuple[Request, ...], alone:
     source: Function | None = None
     for request in requests:
         code = known()[request.code]
-        site = Site(request.kernel, original, request.explicit, dict(request.options), alone)
+        kind = site_class(request.kernel, request.measured)
+        site = kind(request.kernel, original, request.explicit, dict(request.options), alone)
         sites[request] = site
         if isinstance(code, Leaf) and request.called is None:
             adapter: Any = code.adapter_for(original, owner)

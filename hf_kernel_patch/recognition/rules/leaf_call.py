@@ -14,6 +14,7 @@ from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.recognition.edits import replace
 from hf_kernel_patch.recognition.function import Function
 from hf_kernel_patch.recognition.known import Found, Leaf, Rule, build
+from hf_kernel_patch.recognition.measured import MeasuredSite
 from hf_kernel_patch.recognition.site import Counters, Site
 from hf_kernel_patch.recognition.source import innermost, original_of
 
@@ -61,7 +62,9 @@ def _chooser(site: Site, leaf: Leaf, holder: ModuleType, known: Callee) -> _Choo
     compiling = torch.compiler.is_compiling
 
     def replacement(counters: Counters) -> Callee:
-        own = Site(site.kernel, known, site.explicit, site.options)
+        own = type(site)(site.kernel, known, site.explicit, site.options)
+        if isinstance(own, MeasuredSite) and isinstance(site, MeasuredSite):
+            own.measures = site.measures
         own.active, own.counters, own.swallowed = True, counters, swallowed
         made = build(adapter, own)
         made.__hf_kernel_patch__ = _Made(known, made)  # type: ignore[attr-defined]
@@ -87,8 +90,12 @@ def _chooser(site: Site, leaf: Leaf, holder: ModuleType, known: Callee) -> _Choo
             held = counted[id(module)] = list(map(id, counters)), replacement(counters)
         return held[1]
 
+    def choose_measured(module: nn.Module, function: Callee) -> Callee:
+        site.calls(module)  # type: ignore[attr-defined]
+        return choose(module, function)
+
     site.on_release = counted.clear
-    return choose
+    return choose_measured if isinstance(site, MeasuredSite) else choose
 
 
 class _Made:
