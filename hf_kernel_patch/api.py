@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 from hf_kernel_patch import registry, settings
 from hf_kernel_patch.errors import raise_if_blocked, shown, warn
 from hf_kernel_patch.kernels import Kernel
+from hf_kernel_patch.measuring.measurement import Measurement
 from hf_kernel_patch.patching import log, model_patch, watching
 from hf_kernel_patch.patching.choosing import (
     activation_of,
     auto_unless_said,
     choose,
+    measurement_of,
     report_of,
     why_nothing,
 )
@@ -56,8 +58,9 @@ def patch_transformers(
     takes the place of the first.
 
     Args:
-        include: "auto" or True, the default kernels of this device; None or False, nothing;
-            otherwise kernel ids and op names, as a comma-separated string or an iterable.
+        include: "auto" or True, the default kernels of this device; "measured", those that pay for
+            the model at hand, which the first steps find out; None or False, nothing; otherwise
+            kernel ids and op names, as a comma-separated string or an iterable.
         exclude: kernel ids, op names and sites to leave out: "*.LlamaMLP.forward", as the report
             names them, with the wildcards of ``fnmatch``.
         models: "all", or model types such as "llama". Some have a table of what is expected in
@@ -183,8 +186,9 @@ def apply_default_kernels(
 
     Args:
         model: a PreTrainedModel, or a module that wraps one.
-        include_kernels: "auto" (the default) or True, this device's default kernels; None or
-            False, nothing; otherwise ids, as a comma-separated string or an iterable.
+        include_kernels: "auto" (the default) or True, this device's default kernels; "measured",
+            those that pay for this model, which the first steps find out; None or False, nothing;
+            otherwise ids, as a comma-separated string or an iterable.
         exclude: as ``patch_transformers`` takes it.
         options: as ``patch_transformers`` takes them.
         config: what ``load_kernel_config`` gave, or a path or mapping for it.
@@ -199,7 +203,8 @@ def apply_default_kernels(
         config, include_kernels=include_kernels, exclude=exclude, options=options
     )
     named, left = isinstance(wanted.include, tuple), exclusion_of(wanted)
-    _apply(model, kernels, named, wanted.models, wanted.options, left)
+    measure = measurement_of(wanted, kernels)
+    _apply(model, kernels, named, wanted.models, wanted.options, left, measure)
     if not kernels:
         why = why_nothing(wanted.why_nothing)
         log.tell("one %s: nothing patched: %s", type(model).__name__, why)
@@ -258,6 +263,7 @@ def _apply(
     tables: str | tuple[str, ...] = "all",
     options: model_patch.Options = (),
     exclusion: Exclusion | None = None,
+    measure: Measurement | None = None,
 ) -> M:
     model_patch.require_model(model)
     if settings.disabled():
@@ -265,7 +271,7 @@ def _apply(
     own = {op: kernel for op, kernel in kernels.items() if registry.has_own_apply(kernel)}
     shared = {op: kernel for op, kernel in kernels.items() if op not in own}
     if shared:
-        model_patch.patch_model(model, shared, explicit, tables, options, exclusion)
+        model_patch.patch_model(model, shared, explicit, tables, options, exclusion, measure)
     for kernel in own.values():
         if exclusion is not None and exclusion.patterns:
             warn(

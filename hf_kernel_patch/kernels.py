@@ -60,6 +60,8 @@ class BaseKernel:
     backend: ClassVar[str] = "torch"
     #: Device types on which "auto" takes this kernel.
     default_on: ClassVar[tuple[str, ...]] = ()
+    #: Device types on which "measured" tries it too, since it pays for some models alone.
+    tried_on: ClassVar[tuple[str, ...]] = ()
     #: Packages that have to be importable.
     requires: ClassVar[tuple[str, ...]] = ("torch",)
     #: Whether torch.compile may trace the function; otherwise it sees the original.

@@ -134,6 +134,16 @@ def defaults(backend: str = "auto") -> dict[str, Kernel]:
     return found
 
 
+def tried(backend: str = "auto") -> dict[str, Kernel]:
+    """The kernels that "measured" takes on this device, by op: those of "auto" and some others."""
+    here, found = devices.current(), defaults(backend)
+    for kernel in _preferred(_every()):
+        wanted = here in kernel.tried_on and backend in ("auto", kernel.backend)
+        if wanted and unavailable(kernel) is None:
+            found.setdefault(kernel.op or kernel.kernel_id, kernel)
+    return found
+
+
 def is_name(name: str) -> bool:
     """Whether a name is a kernel's id or an op."""
     return name in kernels() or name in ops()
@@ -171,7 +181,7 @@ def select(
     if backend != "auto" and (why := _why_no_backend(backend)):
         raise KernelUnavailableError(f"backend {backend!r} cannot run here: {cut(why)}")
     if isinstance(include, str):
-        chosen = defaults(backend)
+        chosen = tried(backend) if include == "measured" else defaults(backend)
     else:
         chosen = {}
         for name in include:

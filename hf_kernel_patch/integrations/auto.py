@@ -18,8 +18,8 @@ class AutoModelForCausalLM(_Original):
 
     ``from_pretrained`` and ``from_config`` take these beside what they take there:
 
-    - ``kernels``: "auto" (the default) or True, this device's default kernels; None or False,
-      nothing; otherwise ids, as a comma-separated string or an iterable.
+    - ``kernels``: "auto" (the default) or True, this device's default kernels; "measured", those
+      that pay; None or False, nothing; otherwise ids, as a comma-separated string or an iterable.
     - ``kernel_exclude``, ``kernel_options``, ``kernel_config``: as ``apply_default_kernels`` takes
       ``exclude``, ``options`` and ``config``.
 

@@ -9,6 +9,8 @@ from typing import Any
 from hf_kernel_patch import devices, models, registry, settings
 from hf_kernel_patch.errors import shown
 from hf_kernel_patch.kernels import Kernel
+from hf_kernel_patch.measuring.measurement import Measurement
+from hf_kernel_patch.patching import bisection, log
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.report import PatchReport
 from hf_kernel_patch.settings import UNSET, Config, Include, KernelConfig, Settings
@@ -20,9 +22,9 @@ def load_kernel_config(source: Mapping[str, Any] | str | os.PathLike[str]) -> Ke
     A training file has it under the key ``kernel_config``; without that key, or without a value
     for it, nothing is patched. A file that has the keys of a ``kernel_config`` alone is one itself:
 
-    - ``name``: "auto" or kernel ids
+    - ``name``: "auto", "measured" or kernel ids
     - ``include_kernels``: null (the default) or false, nothing; true or "auto", the default
-      kernels; otherwise ids and ops, as "id1,id2" or a list
+      kernels; "measured", those that pay; otherwise ids and ops, as "id1,id2" or a list
     - ``exclude``, ``models``, ``backend``, ``strict`` and ``options``: as ``patch_transformers``
       takes them; null means the default
 
@@ -62,7 +64,20 @@ def select(wanted: Settings) -> dict[str, Kernel]:
 
 def activation_of(wanted: Settings, kernels: dict[str, Kernel]) -> Activation:
     """The patch of what was chosen, not applied yet."""
-    return Activation(wanted, kernels, explicit=isinstance(wanted.include, tuple))
+    named = isinstance(wanted.include, tuple)
+    return Activation(wanted, kernels, named, measurement_of(wanted, kernels))
+
+
+def measurement_of(wanted: Settings, kernels: dict[str, Kernel]) -> Measurement | None:
+    """What measures for a patch, where it is to measure.
+
+    Not while sites are bisected: then every run has to do the same.
+    """
+    if wanted.include != "measured" or not kernels:
+        return None
+    if bisection.current() is not None:
+        return None
+    return Measurement(kernels, wanted.options, wanted.exclude, log.tell)
 
 
 def report_of(made: Activation) -> PatchReport:

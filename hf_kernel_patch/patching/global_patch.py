@@ -10,6 +10,7 @@ from functools import partial
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import KernelPatchError, listed, warn
 from hf_kernel_patch.kernels import Kernel
+from hf_kernel_patch.measuring.measurement import Measurement
 from hf_kernel_patch.models import Architecture, SiteSpec
 from hf_kernel_patch.patching import log, watching
 from hf_kernel_patch.patching.bisection import tell_patched
@@ -64,8 +65,15 @@ class _Considered:
 class Activation:
     """What one call of ``patch_transformers`` or one ``patched`` block put in force."""
 
-    def __init__(self, settings: Settings, kernels: dict[str, Kernel], explicit: bool):
+    def __init__(
+        self,
+        settings: Settings,
+        kernels: dict[str, Kernel],
+        explicit: bool,
+        measure: Measurement | None = None,
+    ):
         self.settings = settings
+        self._measure = measure
         self.kernels = kernels
         self.explicit = explicit
         self.rows: list[Row] = []
@@ -112,6 +120,8 @@ class Activation:
         """Take everything back; the labels of sites that a foreign patch keeps from it."""
         with ledger.lock:
             watching.end(self)
+            if self._measure is not None:
+                self._measure.end()
             self._sites.clear()
             return self._take_back(0)
 
@@ -180,6 +190,8 @@ class Activation:
         if kernel is None:
             return
         row = Row(architecture, spec.name, kernel.op, kernel.kernel_id, Outcome.PENDING)
+        if self._measure is not None:
+            row._measured = partial(self._measure.text, row.site, row.op)
         if reason := self._exclusion.why(spec.name):
             row.outcome, row.reason = Outcome.SKIPPED, reason
         self.rows.append(row)
@@ -259,12 +271,13 @@ class Activation:
     def _asked(self, spec: SiteSpec) -> Request:
         kernel = self.kernels[known()[spec.code].op]
         options = options_of(kernel, self.settings.options)
-        return request(spec.code, kernel, self.explicit, options)
+        measured = self._measure is not None
+        return request(spec.code, kernel, self.explicit, options, measured=measured)
 
     def _hold(
         self, value: object, owner: object, asked: Request, row: Row, slot: Attribute | None = None
     ) -> None:
-        record, holder = record_of(value, owner), Holder(asked, row)
+        record, holder = record_of(value, owner), Holder(asked, row, measure=self._measure)
         record.add(holder)
         self._held.append((record, holder))
         if slot is not None:

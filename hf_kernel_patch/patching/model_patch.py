@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_kernel_patch import models
 from hf_kernel_patch.errors import cut, listed, shown, warn
 from hf_kernel_patch.kernels import Kernel, provide
+from hf_kernel_patch.measuring.measurement import Measurement
 from hf_kernel_patch.models import SiteSpec
 from hf_kernel_patch.patching import log
 from hf_kernel_patch.patching.bisection import tell_patched
@@ -45,8 +46,10 @@ class Application:
         tables: str | tuple[str, ...] = "all",
         options: Options = (),
         exclusion: Exclusion | None = None,
+        measure: Measurement | None = None,
     ):
         self.kernels = kernels
+        self.measure = measure
         self._exclusion = exclusion or Exclusion()
         self._options = options
         self._selection = models.select(tables)
@@ -59,6 +62,8 @@ class Application:
         self._fallbacks: dict[SiteSpec, str] = {}
         self.modules: list[Module] = []
         self.model = weakref.ref(model)
+        if measure is not None:
+            weakref.finalize(model, measure.end).atexit = False
         #: What a kernel's own ``apply`` has changed.
         self.entries: list[tuple[weakref.ref[object], Entry]] = []
 
@@ -106,6 +111,8 @@ class Application:
         """The row of a site, which is made at its first module."""
         row = Row(architecture, spec.name, kernel.op, kernel.kernel_id, Outcome.PATCHED)
         row.scope = "model"
+        if self.measure is not None:
+            row._measured = partial(self.measure.text, row.site, row.op)
         return self.rows.setdefault(spec, row)
 
     def unmatched(self) -> list[str]:
@@ -151,6 +158,8 @@ class Application:
         self.modules = [one for one in self.modules if one not in ended]
         if not self.alive() and self in applications:
             applications.remove(self)
+        if not self.alive() and self.measure is not None:
+            self.measure.end()
         return blocked + undo_all(partial(self._let_go, one) for one in ended)
 
     def _let_go(self, one: Module) -> list[str]:
@@ -197,7 +206,8 @@ class Application:
                 return
         row = self._row(architecture, spec, kernel)
         options = options_of(kernel, self._options)
-        asked = request(spec.code, kernel, self.explicit, options, called)
+        measured = self.measure is not None
+        asked = request(spec.code, kernel, self.explicit, options, called, measured)
         patch = module_patch(module)
         if patch.asks(method, asked, self):
             return
@@ -244,13 +254,14 @@ def patch_model(
     tables: str | tuple[str, ...] = "all",
     options: Options = (),
     exclusion: Exclusion | None = None,
+    measure: Measurement | None = None,
 ) -> Any:
     """Patch one model with the kernels, by op, and return it; TypeError for no such model."""
     require_model(model)
     with ledger.lock:
         for gone in [one for one in applications if not one.alive()]:
             gone.release()
-        application = Application(model, kernels, explicit, tables, options, exclusion)
+        application = Application(model, kernels, explicit, tables, options, exclusion, measure)
         try:
             application.apply()
         except BaseException:

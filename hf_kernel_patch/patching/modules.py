@@ -13,6 +13,7 @@ from hf_kernel_patch.patching.records import Record, bound_to, changed, requests
 from hf_kernel_patch.patching.report import Outcome, Row
 from hf_kernel_patch.patching.subclass import root_of, subclass
 from hf_kernel_patch.recognition import Composed, Request, composed
+from hf_kernel_patch.recognition.measured import Measure, MeasuredSite
 from hf_kernel_patch.recognition.source import innermost, made_by_us, original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
 
@@ -27,6 +28,10 @@ class Applied(Protocol):
     """What this file knows of an application: the modules it holds, and their model."""
 
     modules: list[Module]
+
+    @property
+    def measure(self) -> Measure | None:
+        """Who measures what it has patched, if anybody does."""
 
     def model(self) -> object:
         """The model, or None where it is gone."""
@@ -206,9 +211,19 @@ class Module:
                 counters = asked.counters(request)
             assert site.modules is not None
             site.modules[self._key] = counters
+            if isinstance(site, MeasuredSite):
+                site.measures[self._key] = self._measure(method, request, asked)
             site.active = True
         for cell in made.itself:
             cell.cell_contents = made.function
+
+    def _measure(self, method: str, request: Request, asked: Record | None) -> Measure:
+        """Who measures a request that is measured, of the module's own or a global one."""
+        asking = [w.application for w in self.wishes if (w.method, w.request) == (method, request)]
+        if asking and (measure := asking[-1].measure) is not None:
+            return measure
+        assert asked is not None
+        return asked.measure(request)
 
     def _leave(self, before: dict[str, Composed], made: dict[str, Composed]) -> None:
         """Take the module from the sites that no longer serve it."""
@@ -217,6 +232,8 @@ class Module:
             for site in one.sites.values():
                 if id(site) not in kept and site.modules is not None:
                     site.modules.pop(self._key, None)
+                    if isinstance(site, MeasuredSite):
+                        site.measures.pop(self._key, None)
                     if not site.modules:
                         site.release()
             if not any(site.active for site in one.sites.values()):

@@ -13,6 +13,7 @@ from hf_kernel_patch.patching.lookup import is_own_code
 from hf_kernel_patch.patching.report import Row
 from hf_kernel_patch.recognition import Composed, Request, composed
 from hf_kernel_patch.recognition.composing import difference, made_of, source_hash
+from hf_kernel_patch.recognition.measured import Measure, MeasuredSite
 from hf_kernel_patch.recognition.site import Counters
 from hf_kernel_patch.recognition.source import original_of
 from hf_kernel_patch.recognition.wrappers import cells_of_itself
@@ -27,7 +28,7 @@ changed: list[Callable[[Record], None]] = []
 
 @dataclass(eq=False)
 class Holder:
-    """A request in force, the row that reports it, and the keys of the slots that it is for.
+    """A request in force, the row that reports it, the keys of its slots, and who measures it.
 
     Classes that inherit one function have it in slots of their own, each asked for by itself.
     """
@@ -35,6 +36,7 @@ class Holder:
     request: Request
     row: Row
     slots: set[Key] = field(default_factory=set)
+    measure: Measure | None = None
 
 
 class Record:
@@ -138,6 +140,8 @@ class Record:
             for request, site in one.sites.items():
                 if request in self.requests:
                     site.counters[:] = self.counters(request)
+                    if isinstance(site, MeasuredSite):
+                        site.measures[None] = self.measure(request)
                     site.active = True
                 elif site.active:
                     site.release()
@@ -163,6 +167,11 @@ class Record:
             for one in older:
                 for site in one.sites.values():
                     site.release()
+
+    def measure(self, request: Request) -> Measure:
+        """Who measures a request that is measured: of several patches the newest."""
+        found = [h.measure for h in self.holders if h.request == request and h.measure is not None]
+        return found[-1]
 
     def counters(self, request: Request) -> Counters:
         """The counters of all rows that report this request."""

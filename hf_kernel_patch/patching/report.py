@@ -46,6 +46,7 @@ class Row:
     #: The first twelve digits of the SHA-256 of the original's source.
     original: str = ""
     _diff: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
+    _measured: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
 
     @property
     def served(self) -> int:
@@ -77,9 +78,15 @@ class Row:
         """
         return self._diff()
 
+    @property
+    def measured(self) -> str:
+        """What ``include="measured"`` has found of the op so far, and where that comes from."""
+        return self._measured() if self.outcome in (Outcome.PATCHED, Outcome.SHADOWED) else ""
+
     def __getstate__(self) -> dict[str, Any]:
-        # A copy, in another process perhaps, shows the diff of now.
-        return {**vars(self), "_diff": partial(str, self.diff)}
+        # A copy, in another process perhaps, shows the diff and what was measured of now.
+        now = {"_diff": partial(str, self.diff), "_measured": partial(str, self.measured)}
+        return {**vars(self), **now}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -95,6 +102,7 @@ class Row:
             "reason": self.reason,
             "scope": self.scope,
             "instances": self.instances,
+            "measured": self.measured,
             "served": self.served,
             "fallbacks": self.fallbacks,
             "graphs": self.graphs,
@@ -203,6 +211,8 @@ class PatchReport:
 
 def _details(row: Row) -> str:
     parts = [row.reason] if row.reason else []
+    if measured := row.measured:
+        parts.append(measured)
     if row.instances is not None:
         parts.append(f"{row.instances} modules of one model")
     if row.calls:

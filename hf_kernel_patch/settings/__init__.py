@@ -75,8 +75,9 @@ __all__ = [
 class Settings:
     """One resolved request.
 
-    ``include`` is "auto", None (nothing) or a tuple of kernel ids and op names; ``exclude`` is a
-    tuple of these and of patterns of sites; ``models`` is "all" or a tuple of architecture names.
+    ``include`` is "auto", "measured", None (nothing) or a tuple of kernel ids and op names;
+    ``exclude`` is a tuple of these and of patterns of sites; ``models`` is "all" or a tuple of
+    architecture names.
     """
 
     include: str | tuple[str, ...] | None = "auto"

@@ -103,7 +103,9 @@ def _read(data: Mapping[Any, Any], where: str) -> KernelConfig:
     include = read_include(data.get("include_kernels"), f"include_kernels in {where}")
     named = name if isinstance(name, tuple) else ()
     key, why_nothing = "include_kernels", ""
-    if named and ("include_kernels" not in data or include == "auto"):
+    if name == "measured" and ("include_kernels" not in data or include == "auto"):
+        include, key = name, "name"
+    elif named and ("include_kernels" not in data or include == "auto"):
         include, key = named, "name"
     elif "include_kernels" not in data:
         why_nothing = f"{where} has no include_kernels"

@@ -23,14 +23,15 @@ class _Unset:
 UNSET: Any = _Unset()
 #: Kernel ids and op names: "id1,id2", or one string each.
 Names = str | Iterable[str]
-#: "auto" or True, the default kernels; None or False, nothing; otherwise names.
+#: "auto" or True, the default kernels; "measured", those of them that pay here; None or False,
+#: nothing; otherwise names.
 Include = Names | bool | None
 #: {op or kernel id: {option: value}}, or "op.option=value,...".
 Options = Mapping[str, Mapping[str, Any]] | str | None
 
 
 def read_include(value: Include, source: str = "include") -> str | tuple[str, ...] | None:
-    """auto, True, False, None, "id1,id2" or an iterable of ids, as Settings.include holds it."""
+    """auto, measured, True, False, None, "id1,id2" or ids, as Settings.include holds it."""
     if value is None or value is False:
         return None
     if value is True:
@@ -41,6 +42,8 @@ def read_include(value: Include, source: str = "include") -> str | tuple[str, ..
             return None
         if text == "auto" or text in _TRUE:
             return "auto"
+        if text == "measured":
+            return text
     if hasattr(value, "named_modules"):
         raise TypeError(
             f"{source} takes names of kernels, not a model; to patch one model and no other call "
@@ -54,10 +57,13 @@ def read_include(value: Include, source: str = "include") -> str | tuple[str, ..
             "@patched()"
         )
     names = _names(value, source)
-    if "auto" in names:
-        raise ValueError(
-            f"{source}: 'auto' stands alone, it cannot be mixed with ids: {shown(value)}"
-        )
+    if names == ("measured",):
+        return "measured"
+    for word in ("auto", "measured"):
+        if word in names:
+            raise ValueError(
+                f"{source}: {word!r} stands alone, it cannot be mixed with ids: {shown(value)}"
+            )
     return names
 
 

@@ -69,6 +69,7 @@ def test_json_holds_every_row(report: PatchReport) -> None:
         "served": 7,
         "fallbacks": {"a tensor is float64": 2},
         "graphs": {},
+        "measured": "",
     }
     assert [row["outcome"] for row in data["rows"]] == [row.outcome for row in report]
 

@@ -11,7 +11,7 @@ import typer
 Include = Annotated[
     str | None,
     typer.Option(
-        help="auto, or kernel ids and ops, separated by commas. "
+        help="auto, measured, or kernel ids and ops, separated by commas. "
         "(default: HF_KERNEL_PATCH, else auto)",
         show_default=False,
     ),

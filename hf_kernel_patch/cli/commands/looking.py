@@ -44,6 +44,7 @@ def list_kernels(
         return _list_families(as_json)
     with mistakes_told():
         defaults = {kernel.kernel_id for kernel in registry.defaults().values()}
+        tried = {kernel.kernel_id for kernel in registry.tried().values()}
         found = [
             {
                 "kernel_id": kernel.kernel_id,
@@ -51,6 +52,7 @@ def list_kernels(
                 "device": kernel.device,
                 "backend": kernel.backend,
                 "default": kernel.kernel_id in defaults,
+                "measured": kernel.kernel_id in tried,
                 "unavailable": registry.unavailable(kernel),
             }
             for kernel in registry.kernels().values()
@@ -66,7 +68,8 @@ def list_kernels(
             reasons.setdefault(str(why), []).append(str(one["kernel_id"]))
         available = "yes" if not why else "no" if terminal_width() else f"no: {why}"
         cells = (str(one[key]) for key in ("kernel_id", "op", "device", "backend"))
-        rows.append((*cells, "yes" if one["default"] else "", available))
+        default = "yes" if one["default"] else "if measured" if one["measured"] else ""
+        rows.append((*cells, default, available))
     print_table(("kernel", "op", "device", "backend", "default", "available"), rows, group=1)
     print_lines(*(f"\nnot available ({why}): {', '.join(ids)}" for why, ids in reasons.items()))
 

@@ -192,7 +192,7 @@ def _check_choice(chosen: dict[str, str], file: Path | None) -> KernelConfig | N
     config = None if file is None else load_kernel_config(file)
     wanted = settings.resolve(config, **chosen)
     # Whether "auto" finds something is no error, and finding out would import torch.
-    idle = wanted.include == "auto" and wanted.backend == "auto"
+    idle = wanted.include in ("auto", "measured") and wanted.backend == "auto"
     choose(config, **{**chosen, "include": None} if idle else chosen)
     registry.check_options(wanted.options)
     if wanted.include is None:

@@ -46,6 +46,7 @@ ADD_RMS_NORM = Op("add_rms_norm", _why_fallback)
 class TorchFusedAddRMSNorm(BaseKernel):
     kernel_id = "torch_fused_add_rmsnorm"
     implements = ADD_RMS_NORM
+    tried_on = ("cpu",)
     function = "hf_kernel_patch.ops.add_rms_norm.torch:add_rms_norm"
 
 

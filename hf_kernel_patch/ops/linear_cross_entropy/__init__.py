@@ -52,6 +52,7 @@ OPTIONS: dict[str, Any] = {
 class TorchFusedLinearCrossEntropy(BaseKernel):
     kernel_id = "torch_fused_linear_cross_entropy"
     implements = LINEAR_CROSS_ENTROPY
+    tried_on = ("cpu",)
     function = "hf_kernel_patch.ops.linear_cross_entropy.torch:linear_cross_entropy"
     options = OPTIONS
 

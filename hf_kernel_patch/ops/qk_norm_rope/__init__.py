@@ -42,6 +42,7 @@ QK_NORM_ROPE = Op("qk_norm_rope", _why_fallback)
 class TorchFusedQKNormRoPE(BaseKernel):
     kernel_id = "torch_fused_qk_norm_rope"
     implements = QK_NORM_ROPE
+    tried_on = ("cpu",)
     function = "hf_kernel_patch.ops.qk_norm_rope.torch:qk_norm_rope"
 
 

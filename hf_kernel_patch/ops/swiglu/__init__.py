@@ -32,6 +32,7 @@ SWIGLU = Op("swiglu", _why_fallback)
 class TorchFusedSwiGLU(BaseKernel):
     kernel_id = "torch_fused_swiglu"
     implements = SWIGLU
+    tried_on = ("cpu",)
     function = "hf_kernel_patch.ops.swiglu.torch:swiglu"
 
 
