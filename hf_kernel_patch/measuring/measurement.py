@@ -119,7 +119,8 @@ class Measurement:
 
     def decodes(self, model: nn.Module) -> None:
         """A model decodes a token: a forward before it has ended."""
-        if self._open is not None:
+        run = self._open
+        if run is not None and not (run.on_cuda and models.capturing()):
             with self._lock:
                 self._close()
             self._lines.speak()
@@ -131,7 +132,7 @@ class Measurement:
         with self._lock:
             if run.choice is not None:
                 return run.out
-            if self._ended or models.capturing(run.devices):
+            if self._ended or (run.on_cuda and models.capturing()):
                 return self._as_auto
             if run.entry is None:
                 run.entry = place

@@ -80,13 +80,11 @@ def synchronize(devices: Iterable[torch.device]) -> None:
             wait(*(() if device.type == "mps" else (device,)))
 
 
-def capturing(devices: Iterable[torch.device]) -> bool:
+def capturing() -> bool:
     """Whether a CUDA graph is being captured, in which nothing can be waited for."""
     import torch
 
-    return any(device.type == "cuda" for device in devices) and (
-        torch.cuda.is_current_stream_capturing()
-    )
+    return torch.cuda.is_current_stream_capturing()
 
 
 def name_of(device: torch.device) -> str:

@@ -38,6 +38,7 @@ class Run:
         self.model = ref(model)
         self.training = training
         self.devices = models.devices_of(model)
+        self.on_cuda = any(device.type == "cuda" for device in self.devices)
         kinds = ", ".join(sorted({device.type for device in self.devices}))
         mode = "training" if training else "inference"
         self.where = f"{type(model).__name__}, {kinds}, {mode}"
