@@ -21,13 +21,13 @@ LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed
 LAUNCH += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
 
 
-def launched(command: list[str], result: Path) -> Any:
+def launched(command: list[str], result: Path, **variables: str) -> Any:
     """What two processes of a program write, where its command ends with the file's name."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_KERNEL_PATCH")}
     path = os.pathsep.join([str(ROOT), *sys.path])
     done = subprocess.run(
         [sys.executable, "-m", *command, str(result)],
-        env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -77,3 +77,19 @@ def test_no_framework_computes_logits_and_who_reads_them_has_the_original_s(tmp_
         assert one["same"], name
         assert one["logits"] == 0, name
         assert one["gradients"] < 3e-6, name
+
+
+def test_processes_measure_as_many_steps_and_then_read_one_file(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    run = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    first, second = launched(
+        [*run, "-m", "tests.distributed.measured"],
+        tmp_path / "measured.json",
+        HF_KERNEL_PATCH_CACHE=str(cache),
+    )
+    assert first[0]["steps"] == first[1]["steps"] > 60
+    assert all("; measured now)" in text for one in first for text in one["texts"])
+    (file,) = cache.iterdir()
+    assert second[0] == second[1]
+    assert second[0]["steps"] == 0
+    assert all(f"; from {file})" in text for text in second[0]["texts"])
