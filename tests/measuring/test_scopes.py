@@ -319,3 +319,39 @@ def test_an_optimizer_s_step_that_is_compiled(clock: Clock) -> None:
         for _ in range(5):
             training.step()
     torch._dynamo.reset()
+
+
+def test_a_kernel_that_is_named_for_one_model_serves_whatever_is_measured(clock: Clock) -> None:
+    training = Training(tiny_model("llama"), clock)
+    with (
+        kernels(clock, rms_norm=0.1, rope=0.1),
+        hf_kernel_patch.patched("measured", **ONLY) as all_,
+    ):
+        hf_kernel_patch.apply_kernel("timed_rms_norm", model=training.model)
+        steps_until_chosen(training.step, all_)
+        assert "left out" in measured(all_)["rope"]
+        begun = clock.now
+        training.step()
+        assert clock.now == pytest.approx(begun + 1 + 5 * 0.1)
+        hf_kernel_patch.unpatch(training.model)
+
+
+def test_an_adapted_model(clock: Clock) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    training = Training(peft.get_peft_model(tiny_model("llama"), config), clock)
+    with costs(clock), hf_kernel_patch.patched("measured", **ONLY) as report:
+        steps_until_chosen(training.step, report)
+        assert "left out" in measured(report)["rms_norm"]
+        assert "faster" in measured(report)["rope"]
+
+
+def test_layers_outside_of_any_model_are_as_auto_has_them(clock: Clock) -> None:
+    from hf_kernel_patch.measuring import owners
+
+    norm, x = tiny_model("llama").model.norm, torch.randn(1, 2, 64)
+    layers = [copy.deepcopy(norm) for _ in range(owners.MOST_IN_VAIN + 3)]
+    with kernels(clock, rms_norm=1.0), hf_kernel_patch.patched("measured", models="llama"):
+        for layer in layers:
+            layer(x)
+    assert clock.now == len(layers)
