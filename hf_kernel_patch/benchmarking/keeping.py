@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_kernel_patch import devices
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -72,9 +74,9 @@ def _fill(buffer: torch.Tensor, content: torch.Tensor) -> None:
 def _random_numbers() -> Iterator[None]:
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    kind = "cuda" if accelerator is None else accelerator.type
-    count = 0 if accelerator is None else torch.accelerator.device_count()
+    current = devices.current()
+    kind = current if current in ("cuda", "npu", "xpu") else "cuda"  # those with a state a device
+    count = getattr(torch, kind).device_count() if kind == current else 0
     numpy: Any = sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), numpy and numpy.random.get_state()
     try:
