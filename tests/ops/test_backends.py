@@ -23,6 +23,7 @@ from tests.support.ops.checks import (
     check_backend,
     check_double_backward,
     check_reference,
+    check_same_bits,
     check_saves_nothing,
 )
 
@@ -50,7 +51,7 @@ def test_backend_is_no_further_from_the_truth_than_hugging_face(kernel: Any, cas
     check_backend(kernel, case)
 
 
-@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing])
+@pytest.mark.parametrize("check", [check_double_backward, check_saves_nothing, check_same_bits])
 @pytest.mark.parametrize(("kernel", "case"), backends(PLAIN))
 def test_backend_holds(check: Callable[..., None], kernel: Any, case: Case) -> None:
     check(kernel, case)

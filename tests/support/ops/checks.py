@@ -6,6 +6,7 @@ A backend is a registered kernel of the op; one that cannot run here is skipped 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +184,24 @@ def check_saves_nothing(kernel: Any, case: Case) -> None:
         outputs += _flat(kernel.load()(*arguments, **options))
     assert not packed
     assert all(out.grad_fn is None for out in outputs)
+
+
+def check_same_bits(kernel: Any, case: Case) -> None:
+    """Outputs and gradients are the same bits each time, and torch's strict mode allows them."""
+    upstream = _upstream(run(case.original, case.inputs(device_of(kernel))))
+    # What cuBLAS wants of a program that asks for it; it is read at each product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = (
+            run(kernel.load(), case.inputs(device_of(kernel)), upstream).tensors() for _ in range(3)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for found in others:
+        for (name, one), (_, other) in zip(first, found, strict=True):
+            assert (one is None) == (other is None), name
+            assert one is None or other is None or torch.equal(one, other), name
 
 
 def device_of(kernel: Any) -> str:
