@@ -14,7 +14,7 @@ from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.measuring import cache, calls, models, optimizers
 from hf_kernel_patch.measuring.choice import Choice
 from hf_kernel_patch.measuring.lines import Lines
-from hf_kernel_patch.measuring.owners import Owners
+from hf_kernel_patch.measuring.owners import Owners, caller
 from hf_kernel_patch.measuring.run import Run, left_out
 from hf_kernel_patch.measuring.schedule import Schedule
 from hf_kernel_patch.recognition.measured import NOT_TRIED
@@ -91,8 +91,9 @@ class Measurement:
     ) -> str | None:
         """Why the original is to serve a call now, or None."""
         owners = self._owners
+        module = caller(2) if module is None else module  # a function serves many models
         if module is None:
-            run = owners.run_of(None)
+            run = owners.last()
         else:  # as run_of does, without a call
             runs = owners.runs_of.get(id(module)) or owners.find(module)
             run = owners.thread.run = runs[0 if module.training or owners.gradients() else 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -37,11 +38,8 @@ class Owners:
         #: torch's own answer whether gradients are wanted, from the first look on.
         self.gradients: Callable[[], bool] = bool
 
-    def run_of(self, module: nn.Module | None) -> Run | None:
-        """The run of a module's call, or of the one that this thread's last call belongs to."""
-        if module is None:
-            run: Run | None = getattr(self.thread, "run", None)
-            return run or self._run_of_caller()
+    def run_of(self, module: nn.Module) -> Run | None:
+        """The run of a module's call."""
         runs = self.runs_of.get(id(module)) or self.find(module)
         run = self.thread.run = runs[0 if module.training or self.gradients() else 1]
         return run
@@ -92,14 +90,15 @@ class Owners:
 
         known[key], references[key] = runs, ref(module, forget)
 
-    def _run_of_caller(self) -> Run | None:
-        """The run of the module that has called a function, where none was seen in this thread."""
-        import torch
 
-        frame = sys._getframe(3)
-        while frame is not None:
+def caller(depth: int) -> nn.Module | None:
+    """The module that has called a function, so many frames from here or more; None for none."""
+    kind: type[nn.Module] = sys.modules["torch.nn"].Module
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
             module = frame.f_locals.get("self")
-            if isinstance(module, torch.nn.Module):
-                return self.run_of(module)
-            frame = frame.f_back  # type: ignore[assignment]
-        return None
+            if isinstance(module, kind):
+                return module
+        frame = frame.f_back
+    return None

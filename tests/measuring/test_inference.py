@@ -111,3 +111,23 @@ def test_a_model_that_is_evaluated_and_then_trains_has_two_choices(
         for _ in range(100):
             forward(model, clock)
         assert f"left out, 62.5% slower with it {WHERE}" in measured(report)["rms_norm"]
+
+
+def test_a_model_of_which_functions_alone_are_patched(clock: Clock) -> None:
+    """A forward is one step, however many layers call the function; the mode is that of now."""
+    model = tiny_model("gpt_neox").eval()
+    training = Training(tiny_model("gpt_neox", num_hidden_layers=1), clock)
+    wanted = {"models": "gpt_neox", "exclude": "linear_cross_entropy"}
+    with (
+        kernels(clock, rope=0.1),
+        hf_kernel_patch.patched("measured", **wanted) as report,
+    ):
+        for _ in range(5):
+            forward(model, clock)
+        assert "measured: 4 of at most" in measured(report)["rope"]
+        steps_until_chosen(lambda: forward(model, clock), report)
+        for _ in range(50):
+            training.step()
+        text = measured(report)["rope"]
+        for mode in ("inference", "training"):
+            assert f"slower with it (GPTNeoXForCausalLM, cpu, {mode}; measured now)" in text
