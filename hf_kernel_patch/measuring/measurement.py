@@ -101,6 +101,8 @@ class Measurement:
             return self._as_auto.get(op)
         if run.choice is None:
             return self._measured(run, (op, id(module)), arguments).get(op)
+        if self._open is not None:  # a forward before this call has ended
+            self.decodes(module)
         if run.training:
             return run.out.get(op)
         if run.entry == (op, id(module)):
@@ -118,7 +120,7 @@ class Measurement:
         """A module calls a function, which knows nothing of the module."""
         self._owners.run_of(module)
 
-    def decodes(self, model: nn.Module) -> None:
+    def decodes(self, model: nn.Module | None) -> None:
         """A model decodes a token: a forward before it has ended."""
         run = self._open
         if run is not None and not (run.on_cuda and models.capturing()):

@@ -219,6 +219,7 @@ def test_a_frozen_teacher_beside_the_model_that_trains(clock: Clock) -> None:
     def step() -> None:
         with torch.no_grad():
             teacher(tokens())
+        clock.now += 1
         training.step()
 
     with kernels(clock, rms_norm=0.1, rope=-0.1), patched() as report:
@@ -227,6 +228,7 @@ def test_a_frozen_teacher_beside_the_model_that_trains(clock: Clock) -> None:
         text = measured(report)["rms_norm"]
         assert "left out, 62.5% slower with it (LlamaForCausalLM, cpu, training" not in text
         assert "slower with it (LlamaForCausalLM, cpu, training" in text
+        assert "slower with it (LlamaForCausalLM, cpu, inference" in text
 
 
 def test_an_optimizer_with_copies_of_the_weights(clock: Clock) -> None:
