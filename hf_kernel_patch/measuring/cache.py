@@ -28,10 +28,10 @@ def file_of(key: Mapping[str, Any]) -> Path:
 
 def load(key: Mapping[str, Any]) -> tuple[Choice | None, str]:
     """What was chosen before, if it was, or why its file cannot be read."""
-    file = file_of(key)
     try:
+        file = file_of(key)
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, RuntimeError):  # no file, or no folder, which ``store`` tells
         return None, ""
     except (OSError, ValueError) as error:
         return None, _unread(file, error)
@@ -51,7 +51,10 @@ def store(key: Mapping[str, Any], made: Choice) -> str:
     """
     if not settings.is_rank_zero():
         return ""
-    file = file_of(key)
+    try:
+        file = file_of(key)
+    except RuntimeError as error:
+        return f"there is no folder for it ({cut(str(error))})"
     part = file.with_suffix(f".{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

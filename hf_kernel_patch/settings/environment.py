@@ -111,10 +111,15 @@ def bisection() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where files that can be made again are kept: HF_KERNEL_PATCH_CACHE, or the user's cache."""
-    given = os.environ.get(f"{PREFIX}_CACHE", "").strip()
-    home = os.environ.get("XDG_CACHE_HOME", "").strip() or str(Path("~/.cache").expanduser())
-    return Path(given) if given else Path(home, "hf_kernel_patch")
+    """Where files that can be made again are kept: HF_KERNEL_PATCH_CACHE, or the user's cache.
+
+    Raises:
+        RuntimeError: neither is set and the user has no home, as in some containers.
+    """
+    if given := os.environ.get(f"{PREFIX}_CACHE", "").strip():
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME", "").strip() or Path("~/.cache").expanduser()
+    return Path(home, "hf_kernel_patch")
 
 
 def in_command_line() -> bool:
