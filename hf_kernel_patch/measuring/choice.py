@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_kernel_patch.measuring.comparing import Comparison
-from hf_kernel_patch.measuring.schedule import Ops, Verdict
+from hf_kernel_patch.measuring.schedule import NOT_COMPARED, Ops, Verdict
 
 NOW = "measured now"
 
@@ -41,9 +41,12 @@ class Choice:
 
     def said_of(self, op: str) -> str:
         """What was found of one op."""
+        found = self.verdict.findings.get(op)
+        alone = self.verdict.note == NOT_COMPARED and op not in self.verdict.ops
+        if alone and found is not None and found.low > 1:  # out before steps were too few
+            return compare(found)
         if self.verdict.note:
             return self.verdict.note
-        found = self.verdict.findings.get(op)
         return "it served no call in the first steps" if found is None else compare(found)
 
     def text(self, op: str, where: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hf_kernel_patch.measuring import cache
 from hf_kernel_patch.measuring.choice import Choice
 from hf_kernel_patch.measuring.comparing import Comparison
-from hf_kernel_patch.measuring.schedule import Verdict
+from hf_kernel_patch.measuring.schedule import NOT_COMPARED, Verdict
 
 KEY = {"model": "Llama", "device": ["cpu"], "size": 3}
 FOUND = Comparison(1.032, 1.01, 1.05, 8)
@@ -111,3 +111,24 @@ def test_texts_name_what_was_found_and_where_it_comes_from() -> None:
         "rms_norm out (3.2% slower with it); rope in (3.2% slower with it); "
         "together 3.2% slower with it"
     )
+
+
+def test_an_op_that_went_before_steps_were_too_few_says_so() -> None:
+    verdict = Verdict(frozenset({"rope"}), {"rms_norm": FOUND, "rope": FOUND}, note=NOT_COMPARED)
+    made = Choice(verdict, 225)
+    assert made.text("rms_norm", "here") == (
+        "measured: left out, 3.2% slower with it (here; measured now)"
+    )
+    assert made.said_of("rope") == NOT_COMPARED
+    assert made.said_of("swiglu") == NOT_COMPARED
+
+
+def test_a_user_without_a_home_is_told_that_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", "~")  # what is left of a name that nobody has
+    assert cache.store(KEY, MADE) == ""  # HF_KERNEL_PATCH_CACHE asks for no home
+    for name in ("HF_KERNEL_PATCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache.load(KEY) == (None, "")
+    assert cache.store(KEY, MADE).startswith("there is no folder for it (")
