@@ -117,7 +117,7 @@ def test_a_model_of_which_functions_alone_are_patched(clock: Clock) -> None:
     """A forward is one step, however many layers call the function; the mode is that of now."""
     model = tiny_model("gpt_neox").eval()
     training = Training(tiny_model("gpt_neox", num_hidden_layers=1), clock)
-    wanted = {"models": "gpt_neox", "exclude": "linear_cross_entropy"}
+    wanted: dict[str, Any] = {"models": "gpt_neox", "exclude": "linear_cross_entropy"}
     with (
         kernels(clock, rope=0.1),
         hf_kernel_patch.patched("measured", **wanted) as report,
