@@ -271,10 +271,9 @@ class Measurement:
         if len(self._told) >= MOST_TOLD:
             self._told = [one for one in self._told if one.model() is not None][1 - MOST_TOLD :]
         self._told.append(run)
-        if not (key := self._key(run)):
-            return
-        found, problem = self._made.get(json.dumps(key)), ""
-        if found is None:
+        key = self._key(run)
+        found, problem = self._made.get(json.dumps(key)) if key else None, ""
+        if key and found is None:
             found, problem = cache.load(key)
         if problem:
             self._lines.say("%s: %s", run.where, problem)

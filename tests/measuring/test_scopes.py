@@ -168,6 +168,22 @@ def test_a_folder_that_cannot_be_written_is_in_the_report(
     assert caplog.text.count("cannot be written") == 1
 
 
+def test_a_model_with_a_config_that_cannot_be_read_is_measured(clock: Clock, folder: Path) -> None:
+    """Nothing tells it from others, so its choice is kept nowhere."""
+    model = tiny_model("llama")
+
+    class Odd(type(model.config)):  # type: ignore[misc]
+        def to_dict(self) -> dict[str, Any]:
+            raise ValueError
+
+    model.config.__class__ = Odd
+    with costs(clock), hf_kernel_patch.patched("measured", **ONLY) as report:
+        steps_until_chosen(Training(model, clock).step, report)
+        assert "left out, 62.5% slower" in measured(report)["rms_norm"]
+        assert "measured now, not kept: its key is not known" in measured(report)["rms_norm"]
+    assert not folder.exists()
+
+
 def test_the_log_says_how_long_it_takes_and_what_was_chosen(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
