@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch import devices
+from hf_kernel_patch.workload.keeping import modules_kept
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
-
-#: What a module has, and what is put back by itself or is never changed here.
-_OWN = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
@@ -25,14 +22,7 @@ def kept(model: nn.Module) -> Iterator[None]:
     Inside, the model begins without gradients. Weights are not copied: nothing here changes them.
     """
     gradients = [(one, one.grad) for one in model.parameters()]
-    attributes = [(one, _plain(one), dict(one._buffers)) for one in model.modules()]
-    contents = [
-        (one, one.detach().clone())
-        for _, _, held in attributes
-        for one in held.values()
-        if one is not None
-    ]
-    with _random_numbers():
+    with _random_numbers(), modules_kept(model):
         try:
             for one, _ in gradients:
                 one.grad = None
@@ -40,34 +30,6 @@ def kept(model: nn.Module) -> Iterator[None]:
         finally:
             for one, gradient in gradients:
                 one.grad = gradient
-            for module, plain, buffers in attributes:
-                _put_back(module, plain, buffers)
-            for buffer, content in contents:
-                _fill(buffer, content)
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OWN}
-
-
-def _put_back(module: nn.Module, plain: dict[str, Any], buffers: dict[str, Any]) -> None:
-    """What a forward or ``generate`` has set on a module goes, and what it has replaced is back."""
-    own = vars(module)
-    for name in [name for name in own if name not in plain and name not in _OWN]:
-        del own[name]
-    for name, value in plain.items():
-        if own.get(name, module) is not value:
-            own[name] = value
-    module._buffers.clear()
-    module._buffers.update(buffers)
-
-
-def _fill(buffer: torch.Tensor, content: torch.Tensor) -> None:
-    import torch
-
-    if not torch.equal(buffer, content):
-        with torch.no_grad():
-            buffer.copy_(content)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.workload import seeded
+from hf_kernel_patch.workload.keeping import modules_kept
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 #: Parts of the names of what makes a forward random: dropout, layers that are dropped, jitter.
@@ -51,19 +51,13 @@ def kept(model: nn.Module, train: bool) -> Iterator[None]:
         stack.enter_context(seeded(0))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(modules_kept(model))
         for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
             _replace(stack, vars(module), "gradient_checkpointing", False)
             _replace(stack, vars(module), "_compiled_call_impl", None)
             for holder in (module, getattr(module, "config", None)):
                 _calm(stack, getattr(holder, "__dict__", {}))
             _replace(stack, getattr(getattr(module, "config", None), "__dict__", {}), *_UNCACHED)
-            for name, value in vars(module).items():
-                if value is None or isinstance(value, torch.Tensor):
-                    stack.callback(vars(module).__setitem__, name, value)
-            for name, buffer in module._buffers.items():
-                if buffer is not None and not buffer.is_meta:
-                    stack.callback(_give_back, module, name, buffer, buffer.detach().clone())
         model.train(train)
         yield
 
@@ -91,14 +85,3 @@ def _replace(stack: ExitStack, values: dict[str, Any], name: str, value: object)
     if name in values:
         stack.callback(values.__setitem__, name, values[name])
         values[name] = value
-
-
-def _give_back(module: nn.Module, name: str, buffer: torch.Tensor, content: torch.Tensor) -> None:
-    """Put a buffer back, which a forward may have written to or replaced."""
-    import torch
-
-    with torch.no_grad():
-        if not torch.equal(buffer, content):
-            buffer.copy_(content)
-    if module._buffers.get(name) is not buffer:
-        module._buffers[name] = buffer

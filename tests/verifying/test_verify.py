@@ -267,3 +267,12 @@ def test_what_is_patched_already_is_no_original() -> None:
 def test_a_model_without_weights() -> None:
     with pytest.raises(KernelPatchError, match="meta device"):
         verify(llama_of().to("meta"), batch(), NORM)
+
+
+def test_a_rotary_embedding_that_grows_is_small_again() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0}
+    model = tiny_model("llama", max_position_embeddings=8, rope_scaling=rope)
+    rotary = model.model.rotary_emb
+    before = {name: str(value) for name, value in vars(rotary).items()}
+    assert verify(model, {"input_ids": tokens(1, 24)}, NORM, models="llama").rows
+    assert {name: str(value) for name, value in vars(rotary).items()} == before
