@@ -16,8 +16,8 @@ from hf_kernel_patch.benchmarking.choosing import Choice, check, check_unpatched
 from hf_kernel_patch.benchmarking.result import Benchmark
 from hf_kernel_patch.benchmarking.running import Run
 from hf_kernel_patch.cli import bench_liger, bench_picture
-from hf_kernel_patch.cli.demo import picture, progress
-from hf_kernel_patch.errors import KernelPatchError, cut
+from hf_kernel_patch.cli.demo import progress
+from hf_kernel_patch.cli.outputs import check_files
 from hf_kernel_patch.patching.choosing import choose
 from hf_kernel_patch.workload import batch_of, load
 from hf_kernel_patch.workload.shrinking import shrink
@@ -69,7 +69,7 @@ def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) 
     check(choice)
     check_unpatched()
     choose(**choice.arguments)
-    _check_files(plot, json)
+    check_files(json, plot)
     with progress.on_stderr() as told:
         told.begin("building the model")
         built, note = build(model)
@@ -165,18 +165,6 @@ def _is_type(name: str) -> bool:
     from transformers import CONFIG_MAPPING
 
     return name in CONFIG_MAPPING and not Path(name).is_dir()
-
-
-def _check_files(plot: Path | None, json: Path | None) -> None:
-    """Before anything is measured: whether what is found can be written."""
-    if plot is not None:
-        if devices.missing_package("matplotlib"):
-            raise KernelPatchError(
-                "the picture needs matplotlib: pip install 'hf_kernel_patch[bench]'"
-            )
-        picture.check(plot)
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise FileNotFoundError(f"--json: {cut(str(json))} is not a file in a folder that exists")
 
 
 def _write(found: Benchmark, plot: Path | None, json: Path | None) -> None:

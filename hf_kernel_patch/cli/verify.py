@@ -9,12 +9,11 @@ from typing import Any
 
 import typer
 
-from hf_kernel_patch import devices
 from hf_kernel_patch.cli import pictures
 from hf_kernel_patch.cli.demo import picture
 from hf_kernel_patch.cli.pictures import LIGHT
 from hf_kernel_patch.cli.printing import print_lines, print_table
-from hf_kernel_patch.errors import KernelPatchError, cut
+from hf_kernel_patch.errors import KernelPatchError
 from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.verifying import Checked, Verification, verify
 from hf_kernel_patch.verifying.comparing import check_factor
@@ -46,18 +45,6 @@ def verify_model(
         loaded, batch=batch, length=length, text=text, folder=model, seed=seed, tell=_tell
     )
     return verify(loaded, made, train=train, factor=factor, seed=seed, progress=_tell, **chosen)
-
-
-def check_files(json: Path | None, plot: Path | None) -> None:
-    """Raise before the model is loaded where a file cannot be written."""
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise FileNotFoundError(f"--json: {cut(str(json))} is not a file in a folder that exists")
-    if plot is not None:
-        if devices.missing_package("matplotlib"):
-            raise KernelPatchError(
-                "the picture needs matplotlib: pip install 'hf_kernel_patch[bench]'"
-            )
-        picture.check(plot)
 
 
 def tell(found: Verification) -> None:

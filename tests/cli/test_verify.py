@@ -113,6 +113,12 @@ def test_mistakes_are_one_line(options: list[str], code: int, said: str) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_text_that_is_not_there_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    asked = ("verify", "no-such-model", "--text", tmp_path / "no-such-text", "--device", "cpu")
+    done = invoke(*asked)
+    assert done.exit_code == 1 and "no-such-text" in done.stderr, done.output
+
+
 def test_a_picture_without_anything_in_it_is_said(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = invoke(

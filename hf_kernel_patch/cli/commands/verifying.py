@@ -86,13 +86,14 @@ def verify(
 
     The exit status is 1 where one is further from the truth than the original, by the factor.
     """
-    from hf_kernel_patch.cli.verify import check_files, draw, tell, verify_model
+    from hf_kernel_patch.cli.outputs import check_files
+    from hf_kernel_patch.cli.verify import draw, tell, verify_model
 
     chosen: dict[str, Any] = given(
         include=include, exclude=exclude, models=models, backend=backend, options=options
     )
     with mistakes_told():
-        check_files(json, plot)
+        check_files(json, plot, text)
         found = verify_model(
             model,
             {**chosen, "config": config},
