@@ -122,8 +122,16 @@ class Verification:
         return ",".join(self.sites)
 
     @property
+    def verified(self) -> tuple[str, ...]:
+        """The sites of which something could be compared, each once."""
+        return tuple(dict.fromkeys(row.site for row in self.rows if row.measures))
+
+    @property
     def ok(self) -> bool:
-        """Whether no site and no result of the model is further from the truth than eager."""
+        """Whether no site and no result of the model is further from the truth than eager.
+
+        Also where nothing was ``verified``.
+        """
         return not self.worse and not any(one.worse for one in self.whole)
 
     def by_site(self) -> dict[str, list[Checked]]:
@@ -138,15 +146,14 @@ class Verification:
         count = len(self.by_site())
         if not count:
             return "nothing to verify: no site of this model was patched"
-        served = {row.site for row in self.rows if row.measures}
         if self.worse:
             said = f"{len(self.sites)} of {count} sites are {Verdict.WORSE}"
         elif not self.ok:
             said = f"no site alone, but the model as a whole is {Verdict.WORSE}"
-        elif not served:
+        elif not self.verified:
             said = f"nothing was verified: none of the {count} sites was served and checked"
         else:
-            said = f"{len(served)} of {count} sites verified: {Verdict.RIGHT}"
+            said = f"{len(self.verified)} of {count} sites verified: {Verdict.RIGHT}"
         mode = "training" if self.train else "evaluation"
         return f"{said} ({self.dtype}, {self.device}, {mode}, factor {self.factor:g})"
 

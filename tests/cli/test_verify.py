@@ -80,6 +80,20 @@ def test_a_wrong_kernel_ends_with_1_and_is_named(wrong_swiglu: str, tmp_path: Pa
     assert invoke(*asked, "--length", 16, "--factor", "1e9").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--include", "torch_fused_moe"), "nothing to verify: no site of this model was patched"),
+        (("--include", "swiglu", "--exclude", "*LlamaMLP*"), "nothing to verify"),
+        (("--include", "linear_cross_entropy", "--eval"), "nothing was verified: none of the 1"),
+    ],
+)
+def test_nothing_verified_is_no_success(asked: tuple[str, ...], said: str) -> None:
+    done = invoke("verify", "llama", "--device", "cpu", "--length", 16, *asked)
+    assert done.exit_code == 1
+    assert said in done.stdout
+
+
 def test_the_folder_of_an_adapter_is_verified(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     tiny_model("llama").save_pretrained(tmp_path / "base")
