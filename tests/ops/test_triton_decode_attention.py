@@ -43,7 +43,8 @@ def check(arguments: tuple[Any, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_no_further_from_the_truth_than_hugging_face(case: Case) -> None:
-    check_backend(KERNEL, case, allowed=1.0)
+    # The interpreter multiplies by numpy, whose sums have another order on each processor.
+    check_backend(KERNEL, case, allowed=1.0 if GPU else 3.0)
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -140,9 +140,11 @@ def check_backend(kernel: Any, case: Case, allowed: float = 0.0) -> None:
         assert ours.dtype == theirs.dtype, name
         if case.exact and kernel.backend == "torch" and name.startswith("output"):
             assert torch.equal(ours.nan_to_num(), theirs.nan_to_num()), name
-        for test in (torch.isnan, torch.isposinf, torch.isneginf):
-            assert torch.equal(test(ours), test(theirs)), (name, test.__name__)
         wide = torch.zeros_like(ours) if wide is None else wide
+        for test in (torch.isnan, torch.isposinf, torch.isneginf):
+            # On some processors torch's own gelu makes NaN of infinity, where float64 does not.
+            right = (test(ours) == test(theirs)) | (test(ours) == test(wide))
+            assert right.all(), (name, test.__name__)
         ours, theirs, wide = _finite(theirs, ours, theirs, wide)
         size = max(1, min(ours.numel(), arguments[0].numel()))
         floor = FLOOR[ours.dtype] * torch.finfo(ours.dtype).eps
