@@ -72,12 +72,15 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
     json: Annotated[
         Path | None,
-        typer.Option(help="Write all that was found to this file.", show_default=False),
+        typer.Option(
+            help="Write all that was found to this file. (default: no file)", show_default=False
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            help="Write a picture of the errors by layer: .png, .jpg, .pdf or .svg.",
+            help="Write a picture of the errors by layer: .png, .jpg, .pdf or .svg. "
+            "(default: no picture)",
             show_default=False,
         ),
     ] = None,
