@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -12,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.ops._shared.collection import holders_of
 from hf_kernel_patch.version import versions
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def root_with(module: nn.Module) -> Any:
     kinds = _subclasses(base)
     found: Any = None
     most = 0
-    for one in holders_of(*kinds) if kinds else ():
+    for one in gc.get_referrers(*kinds) if kinds else ():
         if type(one) in kinds:
             held = list(one.modules())
             if len(held) > most and any(part is module for part in held):

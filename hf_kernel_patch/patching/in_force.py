@@ -8,7 +8,6 @@ from functools import partial
 from types import CellType
 from typing import Any, TypeVar
 
-from hf_kernel_patch.ops._shared.collection import holders_of
 from hf_kernel_patch.patching.ledger import MISSING
 from hf_kernel_patch.patching.lookup import (
     describe,
@@ -78,7 +77,7 @@ def in_front(classes: Classes, records: Iterable[Record]) -> tuple[list[Located]
     kinds, older = _kinds(classes), _older(records)
     if not kinds and not older:
         return [], False
-    holders = holders_of(*kinds, *(function for function, _ in older.values()))
+    holders = gc.get_referrers(*kinds, *(function for function, _ in older.values()))
     owned = owned_forwards(holders, kinds)
     return owned, bool(owned or _kept_by(holders, older))
 
@@ -111,7 +110,7 @@ def _owned(classes: Classes) -> list[tuple[Any, Any]]:
     kinds = _kinds(classes)
     return [
         (module, value)
-        for module, name, value in owned_forwards(holders_of(*kinds), kinds)
+        for module, name, value in owned_forwards(gc.get_referrers(*kinds), kinds)
         if name == "_old_forward" or "_old_forward" not in vars(module)
         for original in [classes[owner_of(module, classes)][0].original]
         if not (is_plain_bound(value, module, original) and made_by_us(value.__func__))
@@ -153,7 +152,7 @@ def _alive(find: Callable[[], Found]) -> Found:
 
 def _kept(older: Older) -> dict[int, str]:
     """As ``kept_of_earlier``, of these functions."""
-    return _kept_by(holders_of(*(function for function, _ in older.values())), older)
+    return _kept_by(gc.get_referrers(*(function for function, _ in older.values())), older)
 
 
 def _kept_by(holders: Iterable[Any], older: Older) -> dict[int, str]:
@@ -164,7 +163,7 @@ def _kept_by(holders: Iterable[Any], older: Older) -> dict[int, str]:
         if type(holder) is dict:
             if older.keys().isdisjoint(map(id, list(holder.values()))):
                 continue
-            kinds = [one for one in holders_of(holder) if isinstance(one, type)]
+            kinds = [one for one in gc.get_referrers(holder) if isinstance(one, type)]
             holder = next((one for one in kinds if one.__dict__ == holder), None)
         if not isinstance(holder, _HOLDERS) or id(holder) in ours:
             continue

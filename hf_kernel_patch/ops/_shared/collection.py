@@ -1,11 +1,10 @@
-"""Python's collector of garbage: held off for a while, and asked who holds an object."""
+"""Python's collector of garbage, held off for a while."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -18,17 +17,3 @@ def no_collection() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
-
-
-def holders_of(*objects: object) -> list[Any]:
-    """``gc.get_referrers``, also of those that somebody has set aside by ``gc.freeze()``.
-
-    What was made since is set aside with them.
-    """
-    if not gc.get_freeze_count():
-        return gc.get_referrers(*objects)
-    gc.unfreeze()
-    try:
-        return gc.get_referrers(*objects)
-    finally:
-        gc.freeze()
