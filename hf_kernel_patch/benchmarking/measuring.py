@@ -180,17 +180,34 @@ def in_turns(
 
 
 @contextmanager
-def quick_collection() -> Iterator[None]:
-    """Collecting garbage looks at what is made inside alone: of a large program that is little."""
+def quick_collection() -> Iterator[bool]:
+    """Collecting garbage looks at what is made inside alone: of a large program that is little.
+
+    Gives whether older objects are set aside here, for ``seen_again``.
+    """
     mine = gc.get_freeze_count() == 0  # else somebody's own would be unfrozen
     gc.collect()
     if mine:
         gc.freeze()
     try:
-        yield
+        yield mine
     finally:
         if mine:
             gc.unfreeze()
+
+
+@contextmanager
+def seen_again(set_aside: bool) -> Iterator[None]:
+    """What is set aside is seen: a patch asks which of all instances own a forward."""
+    if not set_aside:
+        yield
+        return
+    gc.collect()  # while that is quick: what is dead is not to be set aside
+    gc.unfreeze()
+    try:
+        yield
+    finally:
+        gc.freeze()
 
 
 def why(error: Exception) -> str:

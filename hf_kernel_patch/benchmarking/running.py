@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from hf_kernel_patch.benchmarking.measuring import (
     Turn,
     in_turns,
     quick_collection,
+    seen_again,
 )
 from hf_kernel_patch.benchmarking.result import Benchmark, Measured
 from hf_kernel_patch.benchmarking.variants import EAGER, PATCHED, Variant, plan
@@ -81,6 +82,7 @@ class Run:
         if not kernels:
             raise KernelPatchError(f"nothing to measure: {why_nothing(wanted.why_nothing)}")
         self._model, self._choice, self._told = model, choice, told
+        self._set_aside = False
         self._batch = batch_of(model, seed=choice.seed) if batch is None else as_batch(batch, model)
         self._variants = plan(
             choice.arguments, wanted.exclude, kernels, choice.ops, choice.compiled
@@ -102,7 +104,7 @@ class Run:
         with (
             kept(self._model),
             self._compiling(),
-            quick_collection(),
+            quick_collection() as self._set_aside,
             warnings.catch_warnings(),
         ):
             self._find_workloads()
@@ -212,7 +214,9 @@ class Run:
         if variant.arguments is None:
             yield self._compiled_model() if variant.compiled else self._model, PatchReport()
             return
-        with patched(**variant.arguments) as report:
+        with ExitStack() as stack:
+            with seen_again(self._set_aside):
+                report = stack.enter_context(patched(**variant.arguments))
             if not self._warned:  # what is skipped is told once
                 warnings.simplefilter("ignore", KernelPatchWarning)
                 self._warned = True

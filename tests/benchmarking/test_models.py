@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import T5Config, T5ForConditionalGeneration
 
 import hf_kernel_patch
@@ -23,6 +24,14 @@ def test_a_model_with_adapters() -> None:
     assert found.workloads == ("training", "decoding")
     assert found.title.startswith("LlamaForCausalLM with an adapter, 2 layers")
     assert {one.requires_grad for one in model.parameters()} == {True, False}
+
+
+def test_layers_under_hooks_of_accelerate_are_served() -> None:
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        add_hook_to_module(layer.mlp, ModelHook())
+    found = measured(model, include="swiglu", decode=0)
+    assert found.served == {"training": {"swiglu": 2}}
 
 
 def test_an_encoder_decoder_reads_both_sides() -> None:
