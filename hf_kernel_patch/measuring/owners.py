@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Runs = tuple[Run, Run] | tuple[None, None]
 
 #: Looks for a module's model, each of which takes a moment, that may end without one.
-MOST_IN_VAIN = 64
+MOST_IN_VAIN = 16
 
 
 class Owners:
