@@ -78,7 +78,8 @@ def wait_for_imports(wants: Callable[[str], bool]) -> None:
 
     Nobody may wait for locks of the caller's meanwhile.
     """
-    for name in [one for one in list(sys.modules) if _is_initializing(one) and wants(one)]:
+    # Asked in this order: to look at a module that is loaded at its first use would load it.
+    for name in [one for one in list(sys.modules) if wants(one) and _is_initializing(one)]:
         with suppress(Exception):  # which is raised in the thread that imports it
             importlib.import_module(name)
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -211,3 +212,19 @@ def test_a_class_of_one_s_own_where_the_patch_comes_before_transformers(tmp_path
     (tmp_path / "own_model.py").write_text(FIRST_OF_ALL)
     done = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import own_model")
     assert done.returncode == 0, done.stderr
+
+
+class LoadedAtFirstUse(ModuleType):
+    """As packages have whose parts are slow to import, or cannot be."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__spec__":
+            raise RuntimeError("this would load it")
+        return super().__getattribute__(name)
+
+
+def test_modules_that_do_not_matter_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "slow_to_load", LoadedAtFirstUse("slow_to_load"))
+    with hf_kernel_patch.patched(NORM, models=NAME) as report:
+        modelling(NAME)
+        assert [row.outcome for row in report] == ["patched"]
