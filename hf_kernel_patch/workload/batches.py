@@ -61,6 +61,8 @@ def batch_of(
         ids = torch.stack([held[begin : begin + length] for begin in begins.tolist()])
     ids = ids.to(device_of(model))
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+    if {"pixel_values", "token_type_ids"} <= inspect.signature(model.forward).parameters.keys():
+        made["token_type_ids"] = torch.zeros_like(ids)  # all is text, which some have to be told
     return {
         name: value for name, value in made.items() if name == "input_ids" or _takes(model, name)
     }
