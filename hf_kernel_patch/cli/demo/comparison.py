@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hf_kernel_patch.benchmarking.noise import Spread, spread
 from hf_kernel_patch.patching.report import PatchReport
 
 EAGER, PATCHED = "as it is", "patched"
@@ -25,15 +25,6 @@ class Measured:
     #: What was decoded, and how long one token took, time after time.
     text: bytes = b""
     token_seconds: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median, and what the middle half of the values lies between."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -77,14 +68,6 @@ class Comparison:
 
     def _timed(self, name: str) -> list[float]:
         return self.runs[name].seconds[self.untimed :]
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of one value or more."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
 
 
 def same_beginning(one: bytes, other: bytes) -> int:

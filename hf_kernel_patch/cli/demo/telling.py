@@ -7,13 +7,13 @@ import statistics
 from collections import Counter
 
 from hf_kernel_patch import registry
+from hf_kernel_patch.benchmarking.noise import Spread
 from hf_kernel_patch.cli.demo import measured
 from hf_kernel_patch.cli.demo.comparison import (
     EAGER,
     MIB,
     PATCHED,
     Comparison,
-    Spread,
     same_beginning,
 )
 from hf_kernel_patch.cli.demo.models import REAL_VOCABULARY
