@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from hf_kernel_patch import registry, settings
-from hf_kernel_patch.errors import raise_if_blocked, shown, warn
+from hf_kernel_patch.errors import KernelPatchError, raise_if_blocked, shown, warn
 from hf_kernel_patch.kernels import Kernel
 from hf_kernel_patch.measuring.measurement import Measurement
 from hf_kernel_patch.patching import log, model_patch, watching
@@ -22,7 +22,7 @@ from hf_kernel_patch.patching.exclusion import Exclusion, exclusion_of
 from hf_kernel_patch.patching.global_patch import Activation
 from hf_kernel_patch.patching.ledger import ledger, undo_all
 from hf_kernel_patch.patching.own_apply import recorded
-from hf_kernel_patch.patching.report import PatchReport
+from hf_kernel_patch.patching.report import Outcome, PatchReport
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.settings import (
     UNSET,
@@ -237,6 +237,17 @@ def status() -> PatchReport:
         rows += [row for one in alive for row in one.rows.values()]
     why = why_nothing() if settings.disabled() else "no patch is in force"
     return PatchReport(rows, "" if rows else why)
+
+
+def require_unpatched(pending: bool = False) -> None:
+    """KernelPatchError where something is patched, or nothing can be.
+
+    With ``pending``, a patch of modules that have not been imported may be there.
+    """
+    if settings.disabled():
+        raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set: nothing can be patched")
+    if any(not pending or row.outcome != Outcome.PENDING for row in status()):
+        raise KernelPatchError("something is patched already: call unpatch() first")
 
 
 def count_calls(enabled: bool = True) -> None:

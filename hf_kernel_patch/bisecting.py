@@ -8,8 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from hf_kernel_patch import settings
-from hf_kernel_patch.api import status, unpatch
+from hf_kernel_patch.api import require_unpatched, unpatch
 from hf_kernel_patch.errors import KernelPatchError, KernelPatchWarning, shown
 from hf_kernel_patch.patching.bisection import Trial, trying
 from hf_kernel_patch.patching.block import patched
@@ -114,10 +113,7 @@ def bisect(
     if not callable(function):
         raise TypeError(f"bisect takes a function, not {shown(function)}")
     patched(**arguments)  # a mistake is told now
-    if settings.disabled():
-        raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set: nothing can be patched")
-    if status().rows:
-        raise KernelPatchError("something is patched already: call unpatch() first")
+    require_unpatched()
 
     def run(trial: Trial) -> tuple[bool, list[str]]:
         unpatched = trial.only == frozenset()

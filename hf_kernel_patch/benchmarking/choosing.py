@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch import settings
-from hf_kernel_patch.api import status
 from hf_kernel_patch.benchmarking.measuring import Turn
 from hf_kernel_patch.benchmarking.workloads import sizes_of
-from hf_kernel_patch.errors import KernelPatchError, cut, shown
+from hf_kernel_patch.errors import cut, shown
 from hf_kernel_patch.patching.model_patch import require_model
 
 if TYPE_CHECKING:
@@ -73,14 +71,6 @@ def check_model(model: nn.Module) -> None:
         )
     if any(one.is_meta for one in model.parameters()):
         raise ValueError("the model has weights on the meta device, so it cannot be run")
-
-
-def check_unpatched() -> None:
-    """KernelPatchError where something is patched, or nothing can be."""
-    if settings.disabled():
-        raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set: nothing can be patched")
-    if status().rows:
-        raise KernelPatchError("something is patched already: call unpatch() first")
 
 
 def devices_of(model: nn.Module) -> tuple[str, ...]:

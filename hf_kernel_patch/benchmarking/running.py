@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch.api import count_calls
+from hf_kernel_patch.api import count_calls, require_unpatched
 from hf_kernel_patch.benchmarking import workloads
 from hf_kernel_patch.benchmarking.choosing import (
     Choice,
     check,
     check_model,
-    check_unpatched,
     devices_of,
     title_of,
 )
@@ -78,7 +77,7 @@ class Run:
         check(choice)
         wanted, kernels = choose(**choice.arguments)
         check_model(model)
-        check_unpatched()
+        require_unpatched()
         if not kernels:
             raise KernelPatchError(f"nothing to measure: {why_nothing(wanted.why_nothing)}")
         self._model, self._choice, self._told = model, choice, told

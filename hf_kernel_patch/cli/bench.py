@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hf_kernel_patch import devices
-from hf_kernel_patch.benchmarking.choosing import Choice, check, check_unpatched
+from hf_kernel_patch.api import require_unpatched
+from hf_kernel_patch.benchmarking.choosing import Choice, check
 from hf_kernel_patch.benchmarking.result import Benchmark
 from hf_kernel_patch.benchmarking.running import Run
 from hf_kernel_patch.cli import bench_liger, bench_picture
@@ -67,7 +68,7 @@ def measure(model: Model, choice: Choice, plot: Path | None, json: Path | None) 
         typer.Exit: Ctrl-C has ended it; what is known by then is printed.
     """
     check(choice)
-    check_unpatched()
+    require_unpatched()
     choose(**choice.arguments)
     check_files(json, plot)
     with progress.on_stderr() as told:

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_kernel_patch import settings
-from hf_kernel_patch.api import count_calls, status
-from hf_kernel_patch.errors import KernelPatchError, shown
+from hf_kernel_patch.api import count_calls, require_unpatched
+from hf_kernel_patch.errors import shown
 from hf_kernel_patch.patching.block import patched
 from hf_kernel_patch.patching.model_patch import require_model
-from hf_kernel_patch.patching.report import Outcome
 from hf_kernel_patch.recognition import site as sites
 from hf_kernel_patch.settings import UNSET, Config, Include, Names, Options
 from hf_kernel_patch.verifying.comparing import FACTOR, Measure, check_factor
@@ -86,10 +84,7 @@ def verify(
         "strict": False,
     }
     patched(**arguments)  # a mistake is told now
-    if settings.disabled():
-        raise KernelPatchError("HF_KERNEL_PATCH_DISABLE is set: nothing can be patched")
-    if any(row.outcome != Outcome.PENDING for row in status()):
-        raise KernelPatchError("something is patched already: call unpatch() first")
+    require_unpatched(pending=True)
     require_weights(model)
     if "use_cache" not in given and _takes_cache(model):
         given["use_cache"] = False
