@@ -56,6 +56,19 @@ Config = Annotated[
     ),
 ]
 
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16. (default: that of the saved weights; of random "
+        "ones float32 on a CPU, else bfloat16)",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1 or npu. (default: what is here)", show_default=False),
+]
+
 
 def given(**options: str | None) -> dict[str, str]:
     """What was given, by the names of ``patch_transformers``'s arguments."""

@@ -11,6 +11,8 @@ from hf_kernel_patch.cli.commands.app import app, mistakes_told
 from hf_kernel_patch.cli.commands.choice import (
     Backend,
     Config,
+    Device,
+    Dtype,
     Exclude,
     Include,
     Models,
@@ -40,18 +42,8 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16. (default: that of the saved weights; of random "
-            "ones float32 on a CPU, else bfloat16)",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1 or npu. (default: what is here)", show_default=False),
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     layers: Annotated[
         int | None,
         typer.Option(
